@@ -1,0 +1,48 @@
+"""pyunetsep separates the singing voice of a song from its accompaniment.
+
+    stems = pyunetsep.separate(audio, sample_rate)      # stems["vocals"], stems["accompaniment"]
+
+The public names below are imported when first used, so that `import pyunetsep` and the command line's help are
+instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from . import errors
+from .errors import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import ModelConfig, SeparatorConfig, SpectrogramConfig, UNetConfig
+    from .separator import FileResult, Separator, separate
+    from .unet import UNet
+
+_HOME = {
+    "separate": "separator",
+    "Separator": "separator",
+    "FileResult": "separator",
+    "UNet": "unet",
+    "UNetConfig": "config",
+    "SpectrogramConfig": "config",
+    "ModelConfig": "config",
+    "SeparatorConfig": "config",
+}
+
+__all__ = [  # noqa: PLE0604
+    "FileResult", "ModelConfig", "Separator", "SeparatorConfig", "SpectrogramConfig", "UNet", "UNetConfig", "separate",
+    *errors.__all__,
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,100 @@
+"""Array <-> waves. Layout follows type, never shape; what comes out is what went in: type, dtype, shape, device."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import ClippingWarning, InvalidAudioError
+from .stream import Wave
+
+MAX_CHANNELS = 64
+SCALES = {"int16": 2.0**15, "int32": 2.0**31}  # full scale
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+class ArrayLayout:
+    """Reads an array as waves and lays stems out like it.
+
+    NumPy arrays are (samples,) or (samples, channels), as soundfile has them; torch tensors are (samples,) or
+    (..., channels, samples), leading dimensions counting songs.
+    """
+
+    def __init__(self, audio: Any) -> None:
+        """
+        Raises:
+            TypeError: not an array, or of a dtype that is no audio.
+            InvalidAudioError: the shape is no song's.
+        """
+        if isinstance(audio, torch.Tensor):
+            songs = _tensor_songs(audio)
+            self.dtype = str(audio.dtype).removeprefix("torch.")
+        elif isinstance(audio, np.ndarray):
+            songs = _array_songs(audio)
+            self.dtype = audio.dtype.name
+        else:
+            raise TypeError(f"audio must be a NumPy array or a torch tensor, got {type(audio).__name__}")
+        if self.dtype not in (*SCALES, *FLOATS):
+            raise TypeError(f"audio must be {', '.join((*SCALES, *FLOATS))}; got {self.dtype}")
+        channels = songs.shape[1]
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise InvalidAudioError(
+                f"audio must have 1 to {MAX_CHANNELS} channels, got {channels} in shape {tuple(audio.shape)}"
+                + ("; is the array transposed? NumPy arrays are (samples, channels), torch tensors (channels, samples)"
+                   if channels else "")
+            )
+        self.audio, self.shape = audio, songs.shape
+        # as much precision as the samples have, and no more
+        self.working = np.float64 if self.dtype in ("int32", "float64") else np.float32
+        self.songs: list[Wave] = [self._as_wave(song) for song in songs]
+
+    def _as_wave(self, song: Any) -> Wave:
+        if isinstance(song, torch.Tensor):
+            song = song.detach().to("cpu", torch.float64 if self.working is np.float64 else torch.float32).numpy()
+        wave = song.astype(self.working, copy=False)
+        return wave / self.working(SCALES[self.dtype]) if self.dtype in SCALES else wave
+
+    def restore(self, waves: list[Wave], name: str) -> Any:
+        """[channels, samples] of each song -> an array like the one read; `name` is the stem's, for the warning."""
+        stacked = np.stack(waves) if waves else np.zeros(self.shape, self.working)
+        if self.dtype in SCALES:
+            stacked = self._as_integers(stacked, name)
+        if isinstance(self.audio, torch.Tensor):
+            tensor = torch.from_numpy(np.ascontiguousarray(stacked)).reshape(self.audio.shape)
+            return tensor.to(self.audio.device, self.audio.dtype)
+        array = stacked[0].T.astype(self.audio.dtype, copy=False)
+        return np.ascontiguousarray(array.reshape(self.audio.shape))
+
+    def _as_integers(self, waves: Wave, name: str) -> Any:
+        limits = np.iinfo(self.dtype)
+        peak = float(np.abs(waves).max(initial=0.0))
+        if peak * SCALES[self.dtype] > limits.max + 1:
+            warnings.warn(
+                f"{name} peaks at {peak:.3f} of full scale and was clipped; rescale=True turns all stems down together",
+                ClippingWarning,
+                stacklevel=4,
+            )
+        scaled = np.rint(waves.astype(np.float64) * SCALES[self.dtype])
+        return np.clip(scaled, limits.min, limits.max).astype(self.dtype)
+
+
+def _tensor_songs(audio: torch.Tensor) -> torch.Tensor:
+    if audio.ndim == 0:
+        raise InvalidAudioError("audio must be (samples,) or (..., channels, samples), got a tensor of 0 dimensions")
+    together = audio.unsqueeze(0) if audio.ndim == 1 else audio
+    songs = 1
+    for size in together.shape[:-2]:
+        songs *= size
+    return together.reshape(songs, *together.shape[-2:])
+
+
+def _array_songs(audio: np.ndarray) -> np.ndarray:
+    if audio.ndim not in (1, 2):
+        raise InvalidAudioError(
+            f"audio must be (samples,) or (samples, channels), got {audio.ndim} dimensions, shape {audio.shape}; "
+            "separate several songs one by one"
+        )
+    return (audio[:, None] if audio.ndim == 1 else audio).T[None]

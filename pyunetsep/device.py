@@ -1,0 +1,42 @@
+"""Which device the networks run on, and why."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import DeviceError
+from .ops import kernels
+
+
+def cuda_obstacle() -> str | None:
+    """Why CUDA cannot be used here, in one sentence; None where it can."""
+    if torch.version.cuda is None:
+        return "the installed torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    if kernels.kernels_enabled() and not kernels.build_info()["cuda"]:
+        return "pyunetsep was built without its CUDA kernels (no nvcc at install time); reinstall where nvcc is found"
+    return None
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """"auto" is the first CUDA GPU where one can be used, and the CPU elsewhere.
+
+    Raises:
+        DeviceError: the device cannot be used; the message says why. ValueError: not a device's name.
+    """
+    if name == "auto":
+        return torch.device("cpu" if cuda_obstacle() else "cuda:0")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {str(name)!r}")
+    if device.type == "cuda":
+        obstacle = cuda_obstacle()
+        if obstacle:
+            raise DeviceError(f"device {str(name)!r} cannot be used: {obstacle}")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise DeviceError(f"device {str(name)!r} cannot be used: torch sees {torch.cuda.device_count()} GPU(s)")
+    return device
