@@ -32,7 +32,7 @@ _HOME = {
     "SeparatorConfig": "config",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "FileResult", "ModelConfig", "Separator", "SeparatorConfig", "SpectrogramConfig", "UNet", "UNetConfig", "separate",
     *errors.__all__,
 ]

@@ -30,7 +30,7 @@ class ArrayLayout:
             InvalidAudioError: the shape is no song's.
         """
         if isinstance(audio, torch.Tensor):
-            songs = _tensor_songs(audio)
+            songs: Any = _tensor_songs(audio)
             self.dtype = str(audio.dtype).removeprefix("torch.")
         elif isinstance(audio, np.ndarray):
             songs = _array_songs(audio)

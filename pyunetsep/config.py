@@ -55,7 +55,7 @@ class UNetConfig:
     input_channels: int
     channels: tuple[int, ...]  # one encoder block each; the decoder mirrors them
     decoder_order: Literal["norm-activation", "activation-norm"]
-    alignment: Literal["pytorch", "tensorflow"]  # zeros around a stride-2 convolution: 2 before and 2 (1) after, or 1 and 2
+    alignment: Literal["pytorch", "tensorflow"]  # zeros before a stride-2 convolution's input: 2, or 1
     skips: Literal["activated", "raw"]  # raw: the convolution's output, before norm and activation
     head: Literal["transposed", "dilated"]  # what makes the mask: the last decoder block, or a dilated 4x4 after it
     upsampling: Literal["transposed", "nearest"]  # nearest: repeat, then an ordinary convolution
@@ -119,13 +119,14 @@ class SeparatorConfig:
     grids: int | None = None  # frame grids, shifted by hop / grids each; None: as many as an even resynthesis needs
     additive: bool = True  # ratio masks, and the last stem is the mixture less the others: the sum is the mixture
     mask_extension: Literal["zeros", "average", "upper"] = "upper"  # the mask outside the network's band
-    batch_patches: int = 4  # patches that go through a network at once
+    batch_patches: int | None = None  # patches that go through a network at once; None: 1 on a CPU, 16 on a GPU
 
     def __post_init__(self) -> None:
         _check(self, "overlap", 0.0, 0.5)
         if self.grids is not None:
             _check(self, "grids", 1, 64)
-        _check(self, "batch_patches", 1, 1024)
+        if self.batch_patches is not None:
+            _check(self, "batch_patches", 1, 1024)
 
 
 EXACT = SeparatorConfig(overlap=0.0, grids=1, additive=False, mask_extension="zeros")
@@ -205,7 +206,7 @@ def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a table, got {_shown(values)}")
     hints = typing.get_type_hints(kind)
-    unknown = sorted(str(key) for key in values if key not in hints)
+    unknown = sorted(_shown(key) for key in values if key not in hints)
     missing = [key for key in hints if key not in values]
     if unknown or missing:
         raise ValueError(

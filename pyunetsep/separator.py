@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ DEFAULT_MODEL = "spleeter-2stems"
 BLOCK_S = 5.0  # what is read, and reported as progress, at a time
 
 Progress = Callable[[float, float], object]  # seconds done, seconds in all
-Stem = Union[str, Sequence[str], None]
+Stem = str | Sequence[str] | None
 
 
 def separate(
@@ -87,7 +87,7 @@ class Separator:
         self.device = choose_device(device)
         self.config = config or SeparatorConfig()
         self.networks = {
-            stem: network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+            stem: network.to(self.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
             for stem, network in checkpoint.networks.items()
         }
 
@@ -185,7 +185,7 @@ class Separator:
         outputs = {name: output_path(output_dir, path, name, form) for name in run.stems}
         existing = [name for name in run.stems if outputs[name].exists()]
         if existing and not (overwrite or skip_existing):
-            raise OutputExistsError(f"{outputs[existing[0]]}: exists already; overwrite or skip_existing says what to do")
+            raise OutputExistsError(f"{outputs[existing[0]]}: exists already; see overwrite and skip_existing")
         _check_not_input(path, outputs.values())
         skipped = existing if skip_existing else []
         run = dataclasses.replace(run, stems=[name for name in run.stems if name not in skipped])
@@ -206,7 +206,8 @@ class Separator:
         Args:
             options: those of `separate_file`.
         Raises:
-            OutputExistsError: two paths would write the same stems. ValueError: no such stem. Nothing has been done then.
+            OutputExistsError: two paths would write the same stems. ValueError: no such stem.
+            Nothing has been done then.
         """
         paths = list(paths)
         self._stems(options.get("stem"))
@@ -273,7 +274,9 @@ class _Run:
         meter.push(torch.from_numpy(down.flush()))
         return meter.flush()
 
-    def separate(self, song: _Song, peak: torch.Tensor | None, share: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Wave]]:
+    def separate(
+        self, song: _Song, peak: torch.Tensor | None, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[dict[str, Wave]]:
         """Yields the song's stems, block by block. `share`: this song's index, of so many, for the progress."""
         model, networks = self.separator.model, self.separator.networks
         made = StemStream.synthesised(model.stems, self.stems, additive=self.config.additive)
@@ -351,8 +354,8 @@ def _write_stems(
     for name, writer in writers.items():
         if writer.clipped_samples:
             warnings.warn(
-                f"{outputs[name]}: {name} peaks at {writer.peak:.3f} of full scale, and {writer.clipped_samples} samples "
-                "were clipped; --rescale turns all stems down together, --subtype FLOAT keeps them as they are",
+                f"{outputs[name]}: {name} peaks at {writer.peak:.3f} of full scale, and {writer.clipped_samples} "
+                "samples were clipped; --rescale turns all stems down together, --subtype FLOAT keeps them as they are",
                 ClippingWarning,
                 stacklevel=3,
             )
@@ -400,6 +403,6 @@ def _rescale(songs: list[dict[str, Wave]]) -> None:
 def _checked_rate(sample_rate: int) -> int:
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.integer, np.floating)):
         raise TypeError(f"sample_rate must be a number of Hz, got {type(sample_rate).__name__}")
-    if sample_rate != int(sample_rate) or not 1_000 <= sample_rate <= 768_000:
+    if not 1_000 <= sample_rate <= 768_000 or sample_rate != int(sample_rate):  # NaN fails the first
         raise ValueError(f"sample_rate must be a whole number of Hz from 1000 to 768000, got {sample_rate}")
     return int(sample_rate)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from .audio import Resampler
+from .audio.files import SampleQueue
 from .errors import InvalidAudioError
 from .unmixer import Unmixer
 
@@ -47,9 +48,9 @@ class StemStream:
         self.up = Resampler(model_rate_hz, sample_rate_hz, rows * channels)
         self.remainder = model.stems[-1] if self.additive and len(model.stems) > 1 else None
         self.received = 0
-        self.mixture = _Queue(channels)
-        self.narrow = _Queue(channels)  # the mixture at the model's rate, until its stems are there
-        self.gains = _Gains(unmixer, sample_rate_hz)
+        self.mixture = SampleQueue(channels)
+        self.narrow = SampleQueue(channels)  # the mixture at the model's rate, until its stems are there
+        self.gains = _Gains(unmixer, sample_rate_hz, channels)
 
     @staticmethod
     def synthesised(model_stems: Sequence[str], stems: Sequence[str], *, additive: bool) -> list[str]:
@@ -66,7 +67,7 @@ class StemStream:
         """
         wave = self._finite(wave)
         self.received += wave.shape[-1]
-        self.mixture.put(wave)
+        self.mixture.push(wave)
         return self._advance(self.down.push(wave.astype(np.float32, copy=False)), last=False)
 
     def flush(self) -> dict[str, Wave]:
@@ -75,24 +76,25 @@ class StemStream:
 
     @torch.inference_mode()
     def _advance(self, narrow: Wave, *, last: bool) -> dict[str, Wave]:
-        self.narrow.put(narrow)
+        self.narrow.push(narrow)
         stems, gains = self.unmixer.push(torch.from_numpy(narrow))
         if last:
             rest, rest_gains = self.unmixer.flush()
             stems, gains = torch.cat((stems, rest), -1), torch.cat((gains, rest_gains), -1)
         rows = [*stems.cpu().numpy()]
-        mixture_narrow = self.narrow.take(stems.shape[-1])
+        mixture_narrow = self.narrow.pull(stems.shape[-1])
         if self.additive and self.resamples:
             rows.append(mixture_narrow)
         wide = self._up(np.concatenate(rows), last=last)
         wide = wide[:, : self.mixture.samples]  # the way down and up may add a few samples at the end
-        mixture = self.mixture.take(wide.shape[-1])
-        made = wide.reshape(len(rows), -1, wide.shape[-1])
+        mixture = self.mixture.pull(wide.shape[-1])
+        made = wide.reshape(len(rows), *mixture.shape)
         if self.additive and self.resamples:
             self.gains.put(gains.cpu().numpy())
             lost = mixture - made[-1]
             made = made[:-1] + self.gains.take(wide.shape[-1]) * lost
-        waves = {name: stem.astype(mixture.dtype, copy=False) for name, stem in zip(self.unmixer.stems, made, strict=True)}
+        made = made.astype(mixture.dtype, copy=False)
+        waves = dict(zip(self.unmixer.stems, made, strict=True))
         if self.remainder in self.stems:
             waves[self.remainder] = mixture - sum(waves.values())
         return {name: waves[name] for name in self.stems}
@@ -114,48 +116,31 @@ class StemStream:
         )
 
 
-class _Queue:
-    """Samples that wait, [channels, samples]."""
-
-    def __init__(self, channels: int) -> None:
-        self.waiting: Wave = np.zeros((channels, 0), np.float32)
-
-    @property
-    def samples(self) -> int:
-        return self.waiting.shape[-1]
-
-    def put(self, wave: Wave) -> None:
-        self.waiting = np.concatenate((self.waiting, wave), axis=-1) if self.samples else wave
-
-    def take(self, samples: int) -> Wave:
-        taken, self.waiting = self.waiting[:, :samples], self.waiting[:, samples:]
-        return taken
-
-
 class _Gains:
     """The unmixer's gains a frame, interpolated linearly to gains a sample of another rate."""
 
-    def __init__(self, unmixer: Unmixer, sample_rate_hz: int) -> None:
+    def __init__(self, unmixer: Unmixer, sample_rate_hz: int, channels: int) -> None:
         spectrogram = unmixer.spectrogram
         frames_per_second = unmixer.model.spectrogram.sample_rate_hz / spectrogram.hop_length
         self.frames_per_sample = frames_per_second / sample_rate_hz
         self.first_centre = -spectrogram.n_fft / 2 / spectrogram.hop_length  # of frame 0, in frames after sample 0
-        self.waiting: Wave | None = None  # [stems, channels, frames]
+        self.waiting: Wave = np.zeros((len(unmixer.stems), channels, 0), np.float32)  # [stems, channels, frames]
         self.frame = 0  # the first that waits
         self.sample = 0  # the next to be asked for
 
     def put(self, gains: Wave) -> None:
-        self.waiting = gains if self.waiting is None else np.concatenate((self.waiting, gains), axis=-1)
+        self.waiting = np.concatenate((self.waiting, gains), axis=-1)
 
     def take(self, samples: int) -> Wave:
         """[stems, channels, samples]"""
-        assert self.waiting is not None
-        frames = (np.arange(self.sample, self.sample + samples) * self.frames_per_sample) - self.first_centre
+        if not samples:
+            return self.waiting[..., :0]
+        frames = np.arange(self.sample, self.sample + samples) * self.frames_per_sample - self.first_centre
         at = np.arange(self.frame, self.frame + self.waiting.shape[-1])
         gains = np.empty((*self.waiting.shape[:-1], samples), np.float32)
         for place in np.ndindex(gains.shape[:-1]):
             gains[place] = np.interp(frames, at, self.waiting[place])
         self.sample += samples
-        spent = max(0, min(int(frames[-1]) if samples else 0, self.frame + len(at) - 1) - self.frame - 1)
+        spent = max(0, min(int(frames[-1]), at[-1]) - self.frame - 1)
         self.waiting, self.frame = self.waiting[..., spent:], self.frame + spent
         return gains

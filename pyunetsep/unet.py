@@ -37,8 +37,10 @@ class UpConv(nn.ConvTranspose2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, alignment: str) -> None:
-        same = {"padding": 2, "output_padding": 1} if alignment == "pytorch" else {"padding": 1}
-        super().__init__(in_channels, out_channels, KERNEL_SIZE, stride=2, **same)
+        padding, output_padding = (2, 1) if alignment == "pytorch" else (1, 0)
+        super().__init__(
+            in_channels, out_channels, KERNEL_SIZE, stride=2, padding=padding, output_padding=output_padding
+        )
         self.alignment = alignment
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -69,7 +71,7 @@ class EncoderBlock(nn.Module):
         self.leaky_slope = config.leaky_slope
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[batch, in_channels, bins, frames] -> the raw and the activated [batch, out_channels, bins / 2, frames / 2]."""
+        """[batch, in_channels, bins, frames] -> raw and activated [batch, out_channels, bins / 2, frames / 2]."""
         raw = self.conv(x)
         activated = raw if self.norm is None else F.leaky_relu(self.norm(raw), self.leaky_slope)
         return raw, activated

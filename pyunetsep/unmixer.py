@@ -71,7 +71,7 @@ class Unmixer:
         peak: Tensor | None = None,
     ) -> None:
         """`stems` names those to synthesise; `peak` [groups, 1, 1, 1] is the song's, for models normalised by it."""
-        weight = next(iter(networks.values())).encoder[0].conv.weight
+        weight = next(next(iter(networks.values())).parameters())
         self.model, self.networks, self.config, self.stems, self.peak = model, networks, config, stems, peak
         self.grids = config.grids or default_grids(model.spectrogram)
         self.spectrogram = Spectrogram(model.spectrogram, grids=self.grids, device=weight.device, dtype=weight.dtype)
@@ -81,7 +81,8 @@ class Unmixer:
         stride = model.unet.stride
         self.overlap = round(config.overlap * model.patch_frames / stride) * stride
         self.patch_stride = model.patch_frames - self.overlap
-        self.patches = max(1, config.batch_patches // self.groups)
+        self.batch = config.batch_patches or (1 if weight.device.type == "cpu" else 16)
+        self.patches = max(1, self.batch // self.groups)
 
         n_fft, hop = self.spectrogram.n_fft, self.spectrogram.hop_length
         self.pending = weight.new_zeros(channels, n_fft)  # samples from the next frame's first on
@@ -162,7 +163,7 @@ class Unmixer:
         ratio = self.config.additive or self.model.masks == "ratio"
         names = self.model.stems if ratio else self.stems
         soft = torch.stack(
-            [torch.cat([self.networks[name](x) for x in magnitude.split(self.config.batch_patches)]) for name in names]
+            [torch.cat([self.networks[name](x) for x in magnitude.split(self.batch)]) for name in names]
         )
         if not ratio:
             return soft

@@ -29,8 +29,8 @@ def _changed(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("colour",), 1, "ModelConfig: unknown colour"),
-        (("unet", "depth"), 6, "ModelConfig.unet: unknown depth"),
+        (("colour",), 1, "ModelConfig: unknown 'colour'"),
+        (("unet", "depth"), 6, "ModelConfig.unet: unknown 'depth'"),
         (("unet", "skips"), KeyError, "ModelConfig.unet: missing skips"),
         (("patch_frames",), "512", "ModelConfig.patch_frames must be a int, got '512'"),
         (("patch_frames",), True, "patch_frames must be a int, got True"),
@@ -62,7 +62,7 @@ JSON = st.recursive(
 )
 
 
-@given(field=st.sampled_from(sorted(to_dict(JANSSON2017)) + ["other"]), value=JSON)
+@given(field=st.sampled_from([*sorted(to_dict(JANSSON2017)), "other"]), value=JSON)
 def test_any_json_gives_a_config_or_a_value_error(field, value):
     try:
         config = from_dict(ModelConfig, {**to_dict(JANSSON2017), field: value})

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; every message about a mistake is one line on stderr."""
     args = parser().parse_args(argv)
+    problem: Exception
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -64,7 +64,7 @@ def examine() -> dict[str, str]:
         + (f": {obstacle}" if obstacle else ""),
         "kernels": ("on" if kernels.kernels_enabled() else "off (PYUNETSEP_KERNELS=0): plain PyTorch instead")
         + f"; built by {build['compiler']} against torch {build['torch']}",
-        "cuda kernels": f"built with CUDA {build['cuda_version']} for {build['cuda_architectures']}"
+        "cuda kernels": f"built with CUDA {build['cuda_toolkit']} for {build['cuda_architectures']}"
         if build["cuda"] else "not built: no nvcc was found, or PYUNETSEP_CUDA=OFF, when pyunetsep was installed",
         "simd": f"{torch.backends.cpu.get_cpu_capability()} (of this CPU; used by torch)",
         "audio": f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}; {pyav}",

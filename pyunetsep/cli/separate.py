@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("songs", nargs="+", metavar="SONG", help="audio file, or - for standard input")
     parser.add_argument(
         "-o", "--output", default="stems", metavar="DIR",
-        help="folder for the stems, one sub-folder a song (default: stems); - writes a single --stem to standard output",
+        help="folder for the stems, one sub-folder a song (default: stems); - writes one --stem to standard output",
     )
     parser.add_argument(
-        "-m", "--model", default=None, help="name, .safetensors file or folder (default: spleeter-2stems; see 'models list')"
+        "-m", "--model", default=None, help="name, .safetensors file or folder (default: spleeter-2stems)"
     )
     parser.add_argument(
         "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if "-" in songs:
             spooled = stack.enter_context(audio.spool_stdin(sys.stdin.buffer))
             songs[songs.index("-")] = spooled
-        output = stack.enter_context(audio.temporary_folder()) if to_stdout else args.output
+        output = stack.enter_context(tempfile.TemporaryDirectory()) if to_stdout else args.output
         results = []
         with _ProgressBar(len(songs)) as bar:
             for result in separator.separate_files(songs, output, progress=bar.show, **options):

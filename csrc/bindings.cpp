@@ -1,0 +1,53 @@
+// The extension module pyunetsep._C: registers the ops with torch (torch.ops.pyunetsep.*; their fake and backward
+// halves are in pyunetsep/ops/kernels.py) and says what it was built with.
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include "ops.h"
+
+// Facts that only the build knows; setup.py sets them.
+#ifndef PYUNETSEP_CUDA_TOOLKIT
+#define PYUNETSEP_CUDA_TOOLKIT ""
+#define PYUNETSEP_CUDA_ARCHITECTURES ""
+#endif
+
+#define STRINGIFY_VALUE(x) #x
+#define STRINGIFY(x) STRINGIFY_VALUE(x)
+#if defined(__clang__)
+#define COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define COMPILER "gcc " __VERSION__
+#elif defined(_MSC_VER)
+#define COMPILER "msvc " STRINGIFY(_MSC_VER)
+#else
+#define COMPILER "unknown"
+#endif
+
+TORCH_LIBRARY(pyunetsep, library) {
+  library.def("ratio_mask(Tensor magnitudes, Tensor? mixture, float power, float epsilon) -> Tensor");
+  library.def("overlap_add(Tensor frames, Tensor window, int hop_length) -> Tensor");
+}
+
+// One function for both devices: it chooses by the tensors it gets.
+TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
+  library.impl("ratio_mask", &pyunetsep::ratio_mask);
+  library.impl("overlap_add", &pyunetsep::overlap_add);
+}
+
+TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
+  library.impl("ratio_mask", &pyunetsep::ratio_mask);
+  library.impl("overlap_add", &pyunetsep::overlap_add);
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("build_info", [] {
+    pybind11::dict info;
+    info["torch"] = TORCH_VERSION;
+    info["compiler"] = COMPILER;
+    info["cuda"] = *PYUNETSEP_CUDA_TOOLKIT != '\0';
+    info["cuda_toolkit"] = PYUNETSEP_CUDA_TOOLKIT;
+    info["cuda_architectures"] = PYUNETSEP_CUDA_ARCHITECTURES;
+    return info;
+  });
+}

@@ -1,0 +1,24 @@
+// Stands in for the .cu files where there is no nvcc: the package works on the CPU, and a CUDA tensor hears why not.
+#include <stdexcept>
+
+#include "../kernels.h"
+
+namespace pyunetsep::cuda {
+namespace {
+
+[[noreturn]] void unavailable() {
+  throw std::runtime_error(
+      "pyunetsep was built without its CUDA kernels: install a CUDA toolkit (nvcc), then reinstall pyunetsep with "
+      "`PYUNETSEP_CUDA=ON pip install --force-reinstall --no-deps --no-cache-dir ...`, move the tensors to the CPU, or "
+      "set PYUNETSEP_KERNELS=0 to use plain PyTorch");
+}
+
+}  // namespace
+
+void ratio_mask(const RatioMask<float>&, Queue) { unavailable(); }
+void ratio_mask(const RatioMask<double>&, Queue) { unavailable(); }
+
+void overlap_add(const OverlapAdd<float>&, Queue) { unavailable(); }
+void overlap_add(const OverlapAdd<double>&, Queue) { unavailable(); }
+
+}  // namespace pyunetsep::cuda

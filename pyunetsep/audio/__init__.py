@@ -1,0 +1,21 @@
+"""Audio file <-> wave, and resampling. A `wave` is a numpy array [channels, samples].
+
+Reading and writing never lose samples in silence: a file that ends before its header says so is an error, and an
+output appears under its name only when it is complete.
+"""
+
+from .formats import AudioFormat, extension, output_format
+from .reading import AudioReader, spool_stdin
+from .resampling import Resampler, resample
+from .writing import AudioWriter
+
+__all__ = [
+    "AudioFormat",
+    "AudioReader",
+    "AudioWriter",
+    "Resampler",
+    "extension",
+    "output_format",
+    "resample",
+    "spool_stdin",
+]

@@ -1,0 +1,316 @@
+"""Wave -> audio file, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import struct
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import soundfile
+
+from ..errors import AudioFileError, AudioFormatError, InvalidAudioError, OutputExistsError
+from .files import GuardedFile, SampleQueue, SequentialSoundFile, file_error
+from .formats import COMPRESSION_LEVEL, PCM_BITS, SAMPLE_BYTES, UNBOUNDED_SUBTYPES, AudioFormat, check_format
+from .reading import AudioReader
+
+# What 32-bit sizes hold, less room for the header. A WAV beyond it becomes RF64.
+MAX_RIFF_BYTES = (1 << 32) - (1 << 16)
+_WITHOUT_LIMIT = frozenset({"W64", "CAF", "FLAC", "OGG", "MP3", "RF64"})
+# The samples that Vorbis gets at once decide what it keeps, and very many at once overflow its stack.
+_ENCODER_BLOCK = 4096
+_EXACT_SUBTYPES = frozenset(SAMPLE_BYTES) | {"VORBIS", "OPUS", "MPEG_LAYER_III"}
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
+
+
+class AudioWriter:
+    """Writes an audio file that appears under its name only by `commit`, when it is complete.
+
+    Until then it has a temporary, hidden name in the same folder; leaving the context without `commit` removes it.
+    Integer types are rounded to the nearest value, half to even, and clipped at full scale; float and lossy types
+    (MP3, Vorbis, Opus) take values beyond it.
+
+    Args:
+        path: of the file. Its input may have the same: that stays as it is until `commit`.
+        sample_rate_hz, channels: of the wave.
+        samples: of the whole wave; None if not yet known.
+        format: from `output_format`. A WAV of more than 4 GiB becomes RF64.
+        overwrite: whether `commit` may replace an existing file.
+    Attributes:
+        peak: the largest absolute value so far.
+        clipped_samples: how many were more than one step of the sample type beyond full scale.
+    Raises:
+        AudioFileError: the folder is not there or not writable, `path` is no regular file, ...
+        AudioFormatError: `format` cannot hold this.
+        OutputExistsError: `path` exists and `overwrite` is false.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sample_rate_hz: int,
+        channels: int,
+        samples: int | None,
+        format: AudioFormat,
+        overwrite: bool = False,
+    ) -> None:
+        check_format(format, sample_rate_hz, channels, samples)
+        self.path, self.format = os.fspath(path), format
+        self.sample_rate_hz, self.channels, self.samples = sample_rate_hz, channels, samples
+        self.peak = 0.0
+        self.clipped_samples = 0
+        self._written = 0
+        self._finished = False
+        self._overwrite = overwrite
+        self._queue = SampleQueue(channels, np.float64)
+        self._temporary: str | None = None
+        _check_target(self.path, overwrite)
+        container = self._container()
+        try:
+            self._temporary, self._raw = _create_beside(self.path)
+        except OSError as error:
+            raise file_error(self.path, error) from None
+        self._guard = GuardedFile(self._raw)
+        try:
+            self._file = SequentialSoundFile(
+                cast(Any, self._guard),
+                "w",
+                samplerate=sample_rate_hz,
+                channels=channels,
+                subtype=format.subtype,
+                format=container,
+                compression_level=COMPRESSION_LEVEL.get(format.subtype),
+            )
+            self._guard.check()
+        except BaseException as error:
+            self._discard()
+            raise self._explained(error) from None
+
+    def write(self, wave: np.ndarray) -> None:
+        """Append a wave [channels, samples], float32 or float64.
+
+        Raises:
+            InvalidAudioError: wrong shape or dtype, or NaN or infinity where the sample type has none.
+            AudioFileError: the disk is full, ...
+        """
+        if self._temporary is None or self._finished:
+            raise ValueError("write to a closed AudioWriter")
+        if wave.ndim != 2 or wave.shape[0] != self.channels or wave.dtype not in (np.float32, np.float64):
+            raise InvalidAudioError(
+                f"wave: got {wave.dtype} {wave.shape}, want float32 or float64 ({self.channels}, samples)"
+            )
+        if not wave.shape[1]:
+            return
+        self.peak = max(self.peak, float(np.abs(wave).max()))
+        if self.format.subtype not in ("FLOAT", "DOUBLE") and not np.isfinite(wave).all():
+            raise InvalidAudioError(f"{self.path}: {self.format.subtype} cannot hold NaN or infinity")
+        try:
+            if self.format.subtype == "VORBIS":
+                self._queue.push(wave.copy())
+                while self._queue.samples >= _ENCODER_BLOCK:
+                    self._encode(self._queue.pull(_ENCODER_BLOCK))
+            else:
+                self._encode(wave)
+        except (OSError, soundfile.SoundFileError, AssertionError) as error:
+            raise self._explained(error) from None
+
+    def finish(self) -> None:
+        """Complete the file and check it, still under its temporary name; nothing can be written after it.
+
+        With several outputs, finish all before the first `commit`: a full disk then leaves none behind.
+
+        Raises:
+            AudioFileError: the disk is full, or libsndfile reads back something else than was written.
+            ValueError: fewer or more samples were written than were announced.
+        """
+        if self._temporary is None:
+            raise ValueError("finish of a closed AudioWriter")
+        if self._finished:
+            return
+        written = self._written + self._queue.samples
+        try:
+            if self.samples not in (None, written):
+                raise ValueError(f"{self.path}: {self.samples} samples were announced, {written} were written")
+            if self._queue.samples:
+                self._encode(self._queue.pull(_ENCODER_BLOCK))
+            self._file.close()
+            self._guard.check()
+            if self.samples is None and self._container() != self.format.container:
+                _relabel_as_riff(self._raw)
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            self._verify(self._temporary)
+        except BaseException as error:
+            self._discard()
+            raise self._explained(error) from None
+        self._finished = True
+
+    def commit(self) -> None:
+        """`finish`, unless done, and give the file its name.
+
+        Raises:
+            OutputExistsError: somebody else made `path` in the meantime.
+            AudioFileError: it could not be renamed; and as `finish`.
+        """
+        self.finish()
+        assert self._temporary is not None
+        try:
+            _publish(self._temporary, self.path, self._overwrite)
+        except BaseException as error:
+            self._discard()
+            raise self._explained(error) from None
+        self._temporary = None
+
+    def close(self) -> None:
+        """Remove what was written, unless `commit` was called."""
+        if self._temporary is not None:
+            self._discard()
+
+    def __enter__(self) -> AudioWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _container(self) -> str:
+        """What libsndfile writes: RF64 for a WAV that is, or may become, too long for 32 bits."""
+        if self.format.container in _WITHOUT_LIMIT:
+            return self.format.container
+        is_wav = self.format.container in ("WAV", "WAVEX") and soundfile.check_format("RF64", self.format.subtype)
+        if self.samples is None:
+            return "RF64" if is_wav else self.format.container
+        if self.samples * self.channels * SAMPLE_BYTES.get(self.format.subtype, 1) <= MAX_RIFF_BYTES:
+            return self.format.container
+        if not is_wav:
+            raise AudioFormatError(
+                f"{self.format} holds up to 4 GiB, too little for {self.samples} samples of {self.channels} channels; "
+                "WAV, W64, CAF and FLAC hold more"
+            )
+        return "RF64"
+
+    def _encode(self, wave: np.ndarray) -> None:
+        values = np.ascontiguousarray(wave.T)
+        if self.format.subtype not in UNBOUNDED_SUBTYPES:
+            values = self._rounded(values)
+        self._file.write(values)
+        self._guard.check()
+        self._written += len(values)
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        """The nearest integers, in the upper bits of int32, which libsndfile stores as they are."""
+        bits = PCM_BITS.get(self.format.subtype, 16)
+        scale = 2.0 ** (bits - 1)
+        steps = np.rint(values.astype(np.float64 if bits > 24 else values.dtype) * values.dtype.type(scale))
+        self.clipped_samples += int(np.count_nonzero(np.abs(steps) > scale))
+        return np.clip(steps, -scale, scale - 1).astype(np.int32) << (32 - bits)
+
+    def _verify(self, temporary: str) -> None:
+        """Read the header back: an encoder that lost samples must not pass."""
+        with AudioReader(temporary) as reader:
+            found = (reader.sample_rate_hz, reader.channels, reader.samples)
+        written = (self.sample_rate_hz, self.channels, self._written)
+        # block codecs (ADPCM, GSM, ...) fill up their last block and have no place to say so
+        padded = self.format.subtype not in _EXACT_SUBTYPES and found[:2] == written[:2] and found[2] >= written[2]
+        if found != written and not padded:
+            raise file_error(self.path, f"wrote {written}, reads back {found} (Hz, channels, samples)")
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """`error` as the user should see it: the disk's own reason first, with the path."""
+        if isinstance(error, (AudioFileError, InvalidAudioError, AudioFormatError)):
+            return error
+        try:
+            self._guard.check()
+        except OSError as kept:
+            error = kept
+        except BaseException as kept:  # an interrupt in a callback
+            return kept
+        if isinstance(error, OSError):
+            return file_error(self.path, error)
+        if isinstance(error, (soundfile.SoundFileError, AssertionError)):
+            return file_error(self.path, f"libsndfile could not write it ({str(error).strip() or 'short write'})")
+        return error
+
+    def _discard(self) -> None:
+        temporary, self._temporary = self._temporary, None
+        if temporary is None:
+            return
+        if hasattr(self, "_file"):  # not if libsndfile refused to open it
+            with contextlib.suppress(soundfile.SoundFileError):
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._raw.close()
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _check_target(path: str, overwrite: bool) -> None:
+    """Fail before hours of work, not after: the name is too long, taken, or that of a device or folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise file_error(path, error) from None
+    if not stat.S_ISREG(mode):
+        raise file_error(path, "is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
+    if not overwrite:
+        raise OutputExistsError(f"{path}: exists already")
+
+
+def _create_beside(path: str) -> tuple[str, BinaryIO]:
+    """A new, hidden file in the folder of `path`, with the permissions that the umask gives."""
+    folder, name = os.path.split(path)
+    short = os.fsencode(name)[:100].decode("utf-8", "ignore")  # names end at 255 bytes, or at 143 (eCryptfs)
+    while True:
+        temporary = os.path.join(folder, f".{short}.{secrets.token_hex(4)}.part")
+        try:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        except FileExistsError:
+            continue
+        return temporary, open(descriptor, "w+b")
+
+
+def _publish(temporary: str, path: str, overwrite: bool) -> None:
+    """Give the complete file its name, in one step."""
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        try:
+            os.link(temporary, path)  # unlike a rename, it fails if the name is taken
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, "exists already") from None
+            os.rename(temporary, path)
+            return
+    except FileExistsError:
+        raise OutputExistsError(f"{path}: exists already") from None
+    os.unlink(temporary)
+
+
+def _relabel_as_riff(file: BinaryIO) -> None:
+    """Turn an RF64 file that stayed below 4 GiB into a plain WAV: the ds64 chunk becomes JUNK (EBU Tech 3306)."""
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_RIFF_BYTES:
+        return
+    file.seek(0)
+    head = file.read(4096)
+    if head[:4] != b"RF64" or head[12:16] != b"ds64":
+        return
+    data_bytes = struct.unpack("<Q", head[28:36])[0]
+    data_at = 12
+    while head[data_at : data_at + 4] != b"data":
+        chunk_bytes = struct.unpack("<I", head[data_at + 4 : data_at + 8])[0]
+        data_at += 8 + chunk_bytes + chunk_bytes % 2
+    patches = {0: b"RIFF" + struct.pack("<I", size - 8), 12: b"JUNK", data_at + 4: struct.pack("<I", data_bytes)}
+    for at, value in patches.items():
+        file.seek(at)
+        file.write(value)

@@ -1,0 +1,129 @@
+"""The compiled kernels as differentiable torch ops; the only importer of the extension `pyunetsep._C`.
+
+The extension registers `torch.ops.pyunetsep.*` for CPU and CUDA. This module adds what is better said in Python: the
+shapes for `torch.compile` and the gradients, both in plain PyTorch.
+"""
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyunetsep._C import BuildInfo
+
+_REINSTALL = "`pip install --force-reinstall --no-deps --no-cache-dir pyunetsep` (in a source tree: `pip install .`)"
+
+if importlib.util.find_spec("pyunetsep._C") is None:
+    raise ImportError(
+        "pyunetsep's compiled extension is missing: run `pip install .` in the source tree, "
+        "or `python setup.py build_ext --inplace` to work in it"
+    )
+try:
+    from pyunetsep import _C
+except ImportError as error:
+    raise ImportError(
+        f"pyunetsep's compiled extension does not load next to torch {torch.__version__}, and was probably built "
+        f"against another: reinstall with {_REINSTALL}"
+    ) from error
+
+
+def _release(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+if _release(_C.build_info()["torch"]) != _release(torch.__version__):
+    raise ImportError(
+        f"pyunetsep was built against torch {_C.build_info()['torch']}, this is {torch.__version__}: "
+        f"reinstall with {_REINSTALL}"
+    )
+
+
+def build_info() -> "BuildInfo":
+    """What the extension was built with: versions of torch, compiler and CUDA toolkit, CUDA architectures."""
+    return _C.build_info()
+
+
+@torch.compiler.assume_constant_result
+def kernels_enabled() -> bool:
+    """Whether the kernels may run: yes, unless the environment says `PYUNETSEP_KERNELS=0`.
+
+    Read at each call; a graph of `torch.compile` keeps the answer it was traced with.
+    """
+    value = os.environ.get("PYUNETSEP_KERNELS", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"PYUNETSEP_KERNELS: got {value!r}, wants 0 or 1")
+    return value == "1"
+
+
+def covers(tensor: Tensor) -> bool:
+    """Whether there is a kernel for the tensor's dtype and kind of device."""
+    return tensor.dtype in (torch.float32, torch.float64) and tensor.device.type in ("cpu", "cuda")
+
+
+ratio_mask = torch.ops.pyunetsep.ratio_mask.default
+overlap_add = torch.ops.pyunetsep.overlap_add.default
+
+
+@torch.library.register_fake("pyunetsep::ratio_mask")
+def _(magnitudes: Tensor, mixture: Tensor | None, power: float, epsilon: float) -> Tensor:
+    return magnitudes.new_empty(magnitudes.shape)
+
+
+@torch.library.register_fake("pyunetsep::overlap_add")
+def _(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
+    *rows, frame_count, n_fft = frames.shape
+    return frames.new_empty((*rows, (frame_count - 1) * hop_length + n_fft if frame_count else 0))
+
+
+def _ratio_mask_setup(ctx: Any, inputs: tuple[Tensor, Tensor | None, float, float], output: Tensor) -> None:
+    magnitudes, mixture, ctx.power, ctx.epsilon = inputs
+    ctx.save_for_backward(magnitudes, mixture, output)
+
+
+def _ratio_mask_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Of mask_s = (a_s + epsilon / S') / A with a_s = e_s^p, rest r and A = sum a_s + r^p + epsilon:
+
+    d mask_s / d a_j = ([s = j] - mask_s) / A, and d mask_s / d r^p = -mask_s / A.
+    """
+    magnitudes, mixture, masks = ctx.saved_tensors
+    power = ctx.power
+
+    def slope(x: Tensor) -> Tensor:
+        return power * x ** (power - 1)
+
+    total = (magnitudes**power).sum(0) + ctx.epsilon
+    rest = None
+    if mixture is not None:
+        rest = torch.relu(mixture - magnitudes.sum(0))
+        total = total + rest**power
+    common = (gradient * masks).sum(0)
+    of_magnitudes = (gradient - common) / total * slope(magnitudes)
+    if rest is None:
+        return of_magnitudes, None, None, None
+    of_mixture = torch.where(rest > 0, -common / total * slope(rest), 0.0)
+    return of_magnitudes - of_mixture, of_mixture, None, None
+
+
+torch.library.register_autograd("pyunetsep::ratio_mask", _ratio_mask_backward, setup_context=_ratio_mask_setup)
+
+
+def _overlap_add_setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    frames, window, ctx.hop_length = inputs
+    ctx.save_for_backward(frames, window)
+
+
+def _overlap_add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The transpose of adding frames up: cut the wave's gradient into frames again."""
+    frames, window = ctx.saved_tensors
+    if frames.shape[-2] == 0:
+        return torch.zeros_like(frames), torch.zeros_like(window), None
+    pieces = gradient.unfold(-1, frames.shape[-1], ctx.hop_length)
+    of_frames = pieces * window if ctx.needs_input_grad[0] else None
+    of_window = (pieces * frames).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+    return of_frames, of_window, None
+
+
+torch.library.register_autograd("pyunetsep::overlap_add", _overlap_add_backward, setup_context=_overlap_add_setup)

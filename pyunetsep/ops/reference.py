@@ -1,0 +1,33 @@
+"""The ops in plain PyTorch: their definition, and what runs where the kernels do not.
+
+Any float dtype, any device; in float64 these are the truth that the kernels are tested against. The arguments are
+those of `pyunetsep.ops`, which has checked them.
+"""
+
+import torch
+from torch import Tensor
+
+
+def ratio_mask(magnitudes: Tensor, mixture: Tensor | None, power: float, epsilon: float) -> Tensor:
+    """See `pyunetsep.ops.ratio_mask`."""
+    weights = magnitudes**power
+    total = weights.sum(0)
+    parts = len(magnitudes)
+    if mixture is not None:
+        total = total + torch.relu(mixture - magnitudes.sum(0)) ** power
+        parts += 1
+    return (weights + epsilon / parts) / (total + epsilon)
+
+
+def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
+    """See `pyunetsep.ops.overlap_add`."""
+    *rows, frame_count, n_fft = frames.shape
+    if frame_count == 0:
+        return frames.new_zeros((*rows, 0))
+    # Cut each frame into pieces of one hop: piece j of frame k belongs to hop k + j of the wave.
+    pieces = -(-n_fft // hop_length)
+    padded = torch.nn.functional.pad(frames * window, (0, pieces * hop_length - n_fft))
+    hops = frames.new_zeros((*rows, frame_count + pieces - 1, hop_length))
+    for j in range(pieces):
+        hops[..., j : j + frame_count, :] += padded[..., j * hop_length : (j + 1) * hop_length]
+    return hops.flatten(-2)[..., : (frame_count - 1) * hop_length + n_fft]

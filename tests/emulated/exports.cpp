@@ -1,0 +1,56 @@
+// The CUDA launchers with C linkage, for ctypes. Each returns null or the message of its exception.
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include "../../csrc/kernels.h"
+#ifdef PYUNETSEP_EMULATION
+#include "../../csrc/emulation/device.cuh"
+#endif
+
+namespace {
+
+template <typename Body>
+const char* message_of(Body body) {
+  static std::string message;
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+constexpr pyunetsep::cuda::Queue kQueue{0, nullptr};
+
+}  // namespace
+
+extern "C" {
+
+void set_reversed([[maybe_unused]] int reversed) {
+#ifdef PYUNETSEP_EMULATION
+  pyunetsep::emulation::reversed = reversed != 0;
+#endif
+}
+
+#define EXPORT(T, NAME)                                                                                          \
+  const char* ratio_mask_##NAME(const T* magnitudes, const T* mixture, T* masks, int64_t stems, int64_t points,  \
+                                double power, double epsilon) {                                                  \
+    return message_of([=] {                                                                                      \
+      pyunetsep::cuda::ratio_mask(                                                                               \
+          pyunetsep::RatioMask<T>{magnitudes, mixture, masks, stems, points, T(power), T(epsilon)}, kQueue);     \
+    });                                                                                                          \
+  }                                                                                                              \
+  const char* overlap_add_##NAME(const T* frames, const T* window, T* wave, int64_t rows, int64_t frame_count,   \
+                                 int64_t n_fft, int64_t hop_length, int64_t length) {                            \
+    return message_of([=] {                                                                                      \
+      pyunetsep::cuda::overlap_add(                                                                              \
+          pyunetsep::OverlapAdd<T>{frames, window, wave, rows, frame_count, n_fft, hop_length, length}, kQueue); \
+    });                                                                                                          \
+  }
+
+EXPORT(float, float32)
+EXPORT(double, float64)
+
+}  // extern "C"

@@ -1,0 +1,103 @@
+"""The build's own logic: what it refuses, and what it writes into a wheel."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TORCH_RELEASE = ".".join(torch.__version__.split(".")[:2])
+
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree")
+
+
+def without_nvcc() -> dict[str, str]:
+    """This environment, but for the folders that hold an nvcc."""
+    path = [folder for folder in os.environ["PATH"].split(os.pathsep) if not shutil.which("nvcc", path=folder)]
+    hidden = {name: value for name, value in os.environ.items() if not name.startswith("CUDA")}
+    return {**hidden, "PATH": os.pathsep.join(path)}
+
+
+def configure(folder: Path, **options: str) -> subprocess.CompletedProcess:
+    if not shutil.which("cmake", path=without_nvcc()["PATH"]):
+        pytest.skip("needs cmake")
+    settings = [f"-D{name}={value}" for name, value in options.items()]
+    command = ["cmake", "-S", ROOT, "-B", folder, *settings]
+    return subprocess.run(command, env=without_nvcc(), capture_output=True, text=True)
+
+
+@pytest.fixture
+def setup_script() -> dict:
+    """What setup.py defines."""
+    pytest.importorskip("setuptools")
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+
+
+def test_an_unknown_cuda_mode_stops_the_build(tmp_path):
+    answer = configure(tmp_path, PYUNETSEP_CUDA="bogus")
+    assert answer.returncode != 0
+    assert "PYUNETSEP_CUDA: got 'bogus', wants AUTO, ON or OFF" in answer.stderr
+
+
+def test_cuda_without_nvcc_stops_the_build(tmp_path):
+    answer = configure(tmp_path, PYUNETSEP_CUDA="ON")
+    assert answer.returncode != 0
+    assert "PYUNETSEP_CUDA=ON, but there is no working nvcc" in answer.stderr
+
+
+def test_no_torch_stops_the_build_and_says_what_to_do(setup_script, monkeypatch):
+    monkeypatch.setitem(setup_script["binding"].__globals__, "reveal_torch", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match="Install torch first"):
+        setup_script["binding"]()
+
+
+def test_an_old_torch_stops_the_build(setup_script, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
+    with pytest.raises(SystemExit, match=r"pyunetsep needs torch 2.9 or later; this is 2.8.1\+cpu"):
+        setup_script["binding"]()
+
+
+def test_torch_is_found_behind_an_isolated_build(setup_script, monkeypatch):
+    site = str(Path(torch.__file__).parents[1])
+    isolated = ["overlay", *(entry for entry in sys.path if entry != site)]
+    monkeypatch.setattr(sys, "path", isolated.copy())
+    monkeypatch.setenv("PYTHONPATH", "overlay")
+    setup_script["reveal_torch"]()
+    assert site in sys.path
+    assert sys.path[: len(isolated)] == isolated, "the build's own packages must come first"
+
+
+def test_a_binary_is_tied_to_its_torch(setup_script):
+    assert f"torch=={TORCH_RELEASE}.*" in setup_script["binding"]()["install_requires"]
+
+
+def test_sources_are_tied_to_no_torch(tmp_path):
+    pytest.importorskip("setuptools")
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    assert "torch>=2.9" in (tmp_path / "pyunetsep.egg-info" / "requires.txt").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_a_wheel_built_in_isolation(tmp_path):
+    """From a fresh source distribution, as an installer does it: nothing of the source tree but what that holds."""
+    subprocess.run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path], cwd=ROOT, check=True)
+    (archive,) = tmp_path.glob("pyunetsep-*.tar.gz")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, archive]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    (wheel,) = tmp_path.glob("pyunetsep-*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        names = content.namelist()
+        (metadata,) = (content.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert any(name.startswith("pyunetsep/_C.") and not name.endswith(".pyi") for name in names)
+    assert "pyunetsep/py.typed" in names
+    assert f"Requires-Dist: torch=={TORCH_RELEASE}.*" in metadata.splitlines()

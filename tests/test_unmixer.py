@@ -1,0 +1,169 @@
+"""The model-rate path: segments, grids, channels, masks. Tiny networks with random weights."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pyunetsep.config import EXACT, SeparatorConfig
+from pyunetsep.unmixer import PeakMeter, Unmixer
+from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
+
+FAMILIES = pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])
+DEFAULT = SeparatorConfig()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # the networks are too small to share out
+
+
+
+def unmix(model, wave, config=DEFAULT, *, stems=None, block=10**9, dtype=torch.float32, peak=None):
+    networks = {stem: network.to(dtype) for stem, network in checkpoint(model).networks.items()}
+    with torch.inference_mode():
+        unmixer = Unmixer(model, networks, config, wave.shape[0], stems or model.stems, peak=peak)
+        parts = [unmixer.push(part) for part in wave.to(dtype).split(block, -1)] + [unmixer.flush()]
+    return torch.cat([part for part, _ in parts], -1), torch.cat([gains for _, gains in parts], -1)
+
+
+@FAMILIES
+@pytest.mark.parametrize("config", [DEFAULT, EXACT, SeparatorConfig(batch_patches=3)], ids=["default", "exact", "3"])
+def test_blocks_of_any_size_give_the_same_bits(model, config):
+    wave = noise(2, 5_000)
+    whole, gains = unmix(model, wave, config)
+    assert whole.shape == (2, 2, 5_000)
+    for block in (1_000, 317, 4_999):
+        in_blocks, gains_in_blocks = unmix(model, wave, config, block=block)
+        assert torch.equal(in_blocks, whole)
+        assert torch.equal(gains_in_blocks, gains)
+
+
+@FAMILIES
+@pytest.mark.parametrize("samples", [1, 2, 15, 16, 17, 63, 64, 65, 1_000, 2_047, 2_048, 2_049])
+def test_as_many_samples_come_out_as_went_in(model, samples):
+    for config in (DEFAULT, EXACT):
+        stems, _ = unmix(model, noise(1, samples), config)
+        assert stems.shape == (2, 1, samples)
+        assert torch.isfinite(stems).all()
+
+
+def spleeter_written_out(networks, wave):
+    """spleeter-2stems' pipeline on a whole song in one piece: float64 [2, samples] -> {stem: [2, samples]}."""
+    config, samples = SPLEETER_LIKE, wave.shape[-1]
+    n, hop, bins = config.spectrogram.n_fft, config.spectrogram.hop_length, config.spectrogram.bins
+    frames = -(-(samples + n) // hop)
+    padded = torch.zeros(2, (frames - 1) * hop + n, dtype=torch.float64)
+    padded[:, n : n + samples] = wave
+    window = torch.hann_window(n, periodic=True, dtype=torch.float64)
+    spectrum = torch.stft(padded, n, hop, window=window, center=False, return_complex=True)
+    patches = -(-frames // config.patch_frames)
+    magnitude = torch.zeros(2, bins, patches * config.patch_frames, dtype=torch.float64)
+    magnitude[..., :frames] = spectrum[:, :bins].abs()
+    batch = magnitude.view(2, bins, patches, config.patch_frames).permute(2, 0, 1, 3)
+    estimates = [network(batch) * batch for network in networks.values()]
+    total = sum(estimate**2 for estimate in estimates) + 1e-10
+    stems = {}
+    for stem, estimate in zip(networks, estimates, strict=True):
+        mask = ((estimate**2 + 0.5e-10) / total).permute(1, 2, 0, 3).reshape(2, bins, -1)[..., :frames]
+        masked = torch.zeros_like(spectrum)
+        masked[:, :bins] = spectrum[:, :bins] * mask
+        synthesised = torch.zeros_like(padded)
+        for k in range(frames):
+            synthesised[:, k * hop : k * hop + n] += torch.fft.irfft(masked[..., k], n) * window
+        stems[stem] = synthesised[:, n : n + samples] * (2 / 3)
+    return stems
+
+
+@pytest.mark.parametrize("samples", [700, 5_003])
+def test_exact_mode_is_spleeters_pipeline(samples):
+    wave = noise(2, samples).double()
+    networks = {stem: network.double() for stem, network in checkpoint().networks.items()}
+    expected = spleeter_written_out(networks, wave)
+    stems, _ = unmix(SPLEETER_LIKE, wave, EXACT, dtype=torch.float64, block=777)
+    for made, stem in zip(stems, expected.values(), strict=True):
+        torch.testing.assert_close(made, stem, rtol=0, atol=1e-13)
+
+
+@FAMILIES
+def test_ratio_masks_share_out_the_whole_mixture(model):
+    wave = noise(2, 4_000)
+    for extension in ("average", "upper"):
+        stems, gains = unmix(model, wave, SeparatorConfig(mask_extension=extension))
+        torch.testing.assert_close(stems.sum(0), wave, rtol=0, atol=1e-6)
+        torch.testing.assert_close(gains.sum(0), torch.ones_like(gains[0]))
+
+
+def test_zeros_above_the_band_leave_the_highs_out():
+    stems, gains = unmix(SPLEETER_LIKE, noise(2, 4_000), EXACT)
+    assert not gains.any()
+    highs = torch.fft.rfft(stems)[..., 1_200:]  # of 2000 bins to 4 kHz; the network's band ends at 2 kHz
+    assert highs.abs().max() < 1e-2 * torch.fft.rfft(stems).abs().max()
+
+
+def test_a_channel_that_is_left_over_fills_its_pair():
+    three = noise(3, 3_000)
+    stems, _ = unmix(SPLEETER_LIKE, three)
+    pair, _ = unmix(SPLEETER_LIKE, three[:2])
+    doubled, _ = unmix(SPLEETER_LIKE, three[[2, 2]])
+    torch.testing.assert_close(stems[:, :2], pair)
+    torch.testing.assert_close(stems[:, 2], doubled.mean(1))
+
+
+def test_channels_of_a_mono_network_are_separated_one_by_one():
+    wave = noise(3, 3_000)
+    together, _ = unmix(JANSSON_LIKE, wave)
+    for channel in range(3):
+        alone, _ = unmix(JANSSON_LIKE, wave[channel : channel + 1])
+        torch.testing.assert_close(together[:, channel : channel + 1], alone)
+
+
+def test_patch_normalisation_makes_the_masks_independent_of_level():
+    wave = noise(1, 4_000)
+    loud, _ = unmix(JANSSON_LIKE, wave)
+    quiet, _ = unmix(JANSSON_LIKE, wave / 1024)
+    torch.testing.assert_close(quiet * 1024, loud, rtol=1e-4, atol=1e-7)
+
+
+def test_song_normalisation_divides_by_the_songs_largest_magnitude():
+    model = dataclasses.replace(JANSSON_LIKE, normalisation="song")
+    wave = noise(2, 4_000)
+    meter = PeakMeter(model, EXACT, 2, torch.device("cpu"))
+    for part in wave.split(333, -1):
+        meter.push(part)
+    peak = meter.flush()
+    window = torch.hann_window(128, periodic=True)
+    padded = torch.nn.functional.pad(wave, (128, 256))
+    expected = torch.stft(padded, 128, 96, window=window, center=False, return_complex=True)[:, :64].abs().amax((1, 2))
+    torch.testing.assert_close(peak.flatten(), expected)
+    loud, _ = unmix(model, wave, EXACT, peak=peak)
+    quiet, _ = unmix(model, wave / 1024, EXACT, peak=peak / 1024)
+    torch.testing.assert_close(quiet * 1024, loud, rtol=1e-4, atol=1e-7)
+
+
+def test_exact_mode_of_the_paper_takes_the_masks_as_they_are():
+    wave = noise(1, 3_000)
+    stems, _ = unmix(JANSSON_LIKE, wave, EXACT)
+    vocals, _ = unmix(JANSSON_LIKE, wave, EXACT, stems=["vocals"])  # needs no other network
+    torch.testing.assert_close(vocals[0], stems[0])
+    assert (stems.sum(0) - wave).abs().max() > 1e-3
+
+
+def test_a_model_of_one_stem_is_weighed_against_the_rest():
+    alone = dataclasses.replace(JANSSON_LIKE, stems=("vocals",))
+    wave = noise(1, 3_000)
+    ratio, _ = unmix(alone, wave, SeparatorConfig(overlap=0.0, grids=1, mask_extension="zeros"))
+    soft, _ = unmix(alone, wave, EXACT)  # with power 1 the ratio is the network's own mask
+    torch.testing.assert_close(ratio, soft, rtol=1e-4, atol=1e-6)
+
+
+@FAMILIES
+def test_silence_stays_silent(model):
+    stems, _ = unmix(model, torch.zeros(2, 3_000))
+    assert not stems.any()
+
+
+def test_the_dropped_nyquist_bin_takes_its_neighbours_mask():
+    wave = torch.cos(torch.pi * torch.arange(4_000.0))[None] * 0.1 + noise(1, 4_000) * 1e-3  # all energy at Nyquist
+    stems, _ = unmix(JANSSON_LIKE, wave, SeparatorConfig(mask_extension="zeros"))
+    torch.testing.assert_close(stems.sum(0), wave, rtol=0, atol=1e-6)
