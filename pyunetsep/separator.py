@@ -194,7 +194,10 @@ class Separator:
             with reader() as song:
                 written = {name: outputs[name] for name in run.stems}
                 blocks = run.separate(song, peak)
-                result.peaks = _write_stems(_rescaled(blocks) if rescale else blocks, written, song, form, overwrite)
+                try:
+                    result.peaks = _write_stems(_rescaled(blocks) if rescale else blocks, written, song, form, overwrite)
+                except InvalidAudioError as error:
+                    raise InvalidAudioError(f"{os.fspath(path)}: {error}") from None
         result.elapsed_s = time.monotonic() - started
         return result
 

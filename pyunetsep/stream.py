@@ -111,8 +111,8 @@ class StemStream:
         channel, sample = min(np.argwhere(~np.isfinite(wave)).tolist(), key=lambda place: place[::-1])
         raise InvalidAudioError(
             f"audio must be finite, got {wave[channel, sample]} at sample {self.received + sample} "
-            f"({(self.received + sample) / self.sample_rate_hz:.3f} s) of channel {channel}; sanitize=True replaces "
-            "such samples by 0"
+            f"({(self.received + sample) / self.sample_rate_hz:.3f} s) of channel {channel}; sanitize=True "
+            "(--sanitize) replaces such samples by 0"
         )
 
 

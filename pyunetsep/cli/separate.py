@@ -9,7 +9,8 @@ import signal
 import sys
 import tempfile
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,8 +84,6 @@ def run(args: argparse.Namespace) -> int:
     from .. import audio
     from ..separator import DEFAULT_MODEL, Separator
 
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a terminated run removes its temporary files as well
-    warnings.showwarning = _show_warning
     separator = Separator.from_pretrained(args.model or DEFAULT_MODEL, device=args.device, offline=args.offline)
     options = {
         "stem": args.stem, "container": args.format, "subtype": args.subtype, "start_s": args.start,
@@ -92,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
         "overwrite": args.overwrite, "skip_existing": args.skip_existing,
     }
     with ExitStack() as stack:
+        stack.enter_context(_termination_is_an_interrupt())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.showwarning = _show_warning
         songs = list(args.songs)
         if "-" in songs:
             spooled = stack.enter_context(audio.spool_stdin(sys.stdin.buffer))
@@ -140,7 +142,9 @@ class _ProgressBar:
         self._close()
         self.finished += 1
         if result.error is not None:
-            print(f"pyunetsep: error: {result.error}", file=sys.stderr)
+            message = str(result.error)
+            place = "" if message.startswith(result.path) else f"{result.path}: "
+            print(f"pyunetsep: error: {place}{message}", file=sys.stderr)
         elif sys.stderr.isatty():
             written = [str(path) for name, path in result.outputs.items() if name not in result.skipped]
             speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s"
@@ -164,8 +168,18 @@ def _as_json(result: FileResult) -> dict[str, Any]:
     }
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _termination_is_an_interrupt() -> Iterator[None]:
+    """A run that is told to terminate removes its temporary files, as an interrupted one does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

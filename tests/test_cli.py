@@ -1,0 +1,207 @@
+"""The command line as a user meets it: in a process of its own, with a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+
+from pyunetsep.checkpoint import save_checkpoint
+from pyunetsep.cli import main
+from tests.tiny import INFO, SPLEETER_LIKE, checkpoint, noise
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    tiny = checkpoint(SPLEETER_LIKE)
+    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
+    return path
+
+
+@pytest.fixture
+def song(tmp_path):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, noise(2, 20_000).T.numpy(), 8_000, subtype="PCM_16")
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "pyunetsep", *map(str, arguments)]
+
+
+@pytest.fixture
+def pyunetsep(tmp_path, monkeypatch, capsys):
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def read(path):
+    return soundfile.read(path, dtype="float64")[0]
+
+
+def test_a_song_becomes_stems_and_a_pipe_stays_silent(pyunetsep, model, song, tmp_path):
+    done = pyunetsep("separate", song, "--model", model)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    outputs = [tmp_path / "stems" / "song" / name for name in ("vocals.wav", "accompaniment.wav")]
+    assert sorted((tmp_path / "stems").rglob("*")) == sorted([tmp_path / "stems" / "song", *outputs])
+    assert np.abs(sum(map(read, outputs)) - read(song)).max() <= 2 * 2**-15
+
+
+def test_json_says_what_was_done(pyunetsep, model, song, tmp_path):
+    (tmp_path / "text.mp3").write_text("no music " * 50)
+    done = pyunetsep("separate", song, "text.mp3", "-m", model, "-o", "out", "--json", "--format", "flac")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    good, bad = report["results"]
+    assert report["device"] in ("cpu", "cuda:0")
+    assert good["outputs"]["vocals"] == os.path.join("out", "song", "vocals.flac")
+    assert good["error"] is None and good["duration_s"] == 2.5
+    assert bad["error"]["type"] == "AudioFileError" and "text.mp3" in bad["error"]["message"]
+    assert "pyunetsep: error: text.mp3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["separate", "song.wav", "--stem", "drums"], 2, "stem must be of vocals, accompaniment; got ['drums']"),
+        (["separate", "song.wav", "song.wav"], 2, "would both write to"),
+        (["separate", "song.wav", "-o", "-"], 2, "-o - needs exactly one SONG and one --stem"),
+        (["separate", "-", "-"], 2, "standard input can be given only once"),
+        (["separate", "song.wav", "--overwrite", "--skip-existing"], 2, "not allowed with"),
+        (["separate", "none.wav"], 1, "none.wav"),
+        (["separate", "song.wav", "--start", "99"], 1, "99"),
+        (["separate", "song.wav", "--format", "flac", "--subtype", "FLOAT"], 1, "FLOAT"),
+        (["separate", "song.wav", "--device", "tpu"], 2, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["separate", "song.wav", "--model", "none"], 3, "none"),
+        (["separate", "song.wav", "--model", "song.wav"], 3, "song.wav"),
+        (["separate"], 2, "SONG"),
+        (["sing"], 2, "sing"),
+        ([], 2, "COMMAND"),
+        (["models", "show", "none"], 3, "none"),
+    ],
+)
+def test_mistakes_are_one_message_and_an_exit_code(pyunetsep, model, song, tmp_path, arguments, code, message):
+    if "separate" in arguments and "--model" not in arguments:
+        arguments = [*arguments, "--model", model]
+    done = pyunetsep(*arguments)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "stems").exists()
+
+
+def test_skip_existing_goes_on_where_a_run_stopped(pyunetsep, model, song, tmp_path):
+    assert pyunetsep("separate", song, "-m", model, "-s", "vocals").returncode == 0
+    again = pyunetsep("separate", song, "-m", model)
+    assert again.returncode == 1 and "vocals.wav: exists already" in again.stderr
+    vocals = tmp_path / "stems" / "song" / "vocals.wav"
+    stamp = vocals.stat().st_mtime_ns
+    done = pyunetsep("separate", song, "-m", model, "--skip-existing", "--json")
+    assert json.loads(done.stdout)["results"][0]["skipped"] == ["vocals"]
+    assert vocals.stat().st_mtime_ns == stamp and vocals.with_name("accompaniment.wav").exists()
+
+
+def test_a_pipe_in_and_a_pipe_out(pyunetsep, model, song, tmp_path):
+    piped = bytearray(song.read_bytes())
+    piped[4:8] = piped[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg writes to a pipe: until the end
+    arguments = command("separate", "-", "-m", model, "-s", "vocals", "-o", "-")
+    done = subprocess.run(arguments, cwd=tmp_path, input=piped, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "piped.wav").write_bytes(done.stdout)
+    pyunetsep("separate", song, "-m", model)
+    assert np.array_equal(read(tmp_path / "piped.wav"), read(tmp_path / "stems" / "song" / "vocals.wav"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["piped.wav", "song.wav", "stems"]
+
+
+def test_nan_is_an_error_and_sanitize_replaces_it(pyunetsep, model, tmp_path):
+    wave = noise(1, 20_000)[0].numpy()
+    wave[1_234] = np.nan
+    soundfile.write(tmp_path / "nan.wav", wave, 8_000, subtype="FLOAT")
+    done = pyunetsep("separate", "nan.wav", "-m", model)
+    assert done.returncode == 1 and "sample 1234" in done.stderr and "--sanitize" in done.stderr
+    assert pyunetsep("separate", "nan.wav", "-m", model, "--sanitize").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_half_written(model, tmp_path, number):
+    soundfile.write(tmp_path / "long.wav", noise(2, 8_000 * 600).T.numpy(), 8_000, subtype="PCM_16")
+    process = subprocess.Popen(
+        command("separate", "long.wav", "-m", model), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("stems/long/.*")):  # its temporary files
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_standard_output_that_is_full_is_an_error(pyunetsep, model, song, tmp_path):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("separate", song, "-m", model, "-s", "vocals", "-o", "-"),
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode != 0 and "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("command_name", [(), ("separate",), ("models",), ("doctor",)])
+def test_help_teaches_with_examples_and_imports_nothing_heavy(command_name, tmp_path):
+    script = (
+        "import sys, resource\n"
+        "from pyunetsep.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules), 'heavy'\n"
+    )
+    arguments = [sys.executable, "-c", script, *command_name, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pyunetsep" in done.stdout and "example" in done.stdout
+
+
+def test_help_answers_in_a_third_of_a_second_of_cpu(tmp_path):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = []
+    for _ in range(3):
+        subprocess.run(command("--help"), capture_output=True, cwd=tmp_path, timeout=60, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        before = after
+    assert min(times) < 0.3
+
+
+def test_doctor_says_which_device_and_why(pyunetsep, monkeypatch):
+    facts = json.loads(pyunetsep("doctor", "--json").stdout)
+    assert {"device", "kernels", "simd", "torch", "models"} <= facts.keys()
+    assert facts["device"].startswith(("cpu: ", "cuda"))
+    text = pyunetsep("doctor")
+    assert text.returncode == 0 and facts["torch"] in text.stdout
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "0")
+    assert "off (PYUNETSEP_KERNELS=0)" in pyunetsep("doctor").stdout
