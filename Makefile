@@ -6,10 +6,10 @@ SONG ?=
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench sdist clean
+.PHONY: help install demo test test-long lint format bench sdist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch and the build's tools first: the package is then built against them, without a build environment of its own, so
 # that Ninja compiles only what changed.
@@ -30,8 +30,12 @@ demo: .venv/.installed ## separate SONG (or a built-in example) and say where th
 test: .venv/.installed ## run the tests, but for the slow ones
 	$(BIN)/python -m pytest
 
+test-long: .venv/.installed ## separate a song of three hours, and look at the memory (ten minutes)
+	$(BIN)/python -m pytest -s -m slow tests/test_long_song.py
+
 lint: .venv/.installed ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 format: .venv/.installed ## sort imports, lay out Python, and C++ where there is clang-format

@@ -33,7 +33,14 @@ _HOME = {
 }
 
 __all__ = [
-    "FileResult", "ModelConfig", "Separator", "SeparatorConfig", "SpectrogramConfig", "UNet", "UNetConfig", "separate",
+    "FileResult",
+    "ModelConfig",
+    "Separator",
+    "SeparatorConfig",
+    "SpectrogramConfig",
+    "UNet",
+    "UNetConfig",
+    "separate",
     *errors.__all__,
 ]
 

@@ -43,8 +43,11 @@ class ArrayLayout:
         if not 1 <= channels <= MAX_CHANNELS:
             raise InvalidAudioError(
                 f"audio must have 1 to {MAX_CHANNELS} channels, got {channels} in shape {tuple(audio.shape)}"
-                + ("; is the array transposed? NumPy arrays are (samples, channels), torch tensors (channels, samples)"
-                   if channels else "")
+                + (
+                    "; is the array transposed? NumPy arrays are (samples, channels), torch tensors (channels, samples)"
+                    if channels
+                    else ""
+                )
             )
         self.audio, self.shape = audio, songs.shape
         # as much precision as the samples have, and no more

@@ -184,10 +184,7 @@ PRESETS = {"jansson2017": JANSSON2017, "spleeter": SPLEETER}
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON types; `from_dict` is the inverse."""
-    return {
-        field.name: _plain(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
@@ -210,9 +207,11 @@ def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
     missing = [key for key in hints if key not in values]
     if unknown or missing:
         raise ValueError(
-            f"{where}: " + "; ".join(
+            f"{where}: "
+            + "; ".join(
                 f"{problem} {', '.join(keys)[:200]}"
-                for problem, keys in (("unknown", unknown), ("missing", missing)) if keys
+                for problem, keys in (("unknown", unknown), ("missing", missing))
+                if keys
             )
         )
     return kind(**{key: _typed(hint, values[key], f"{where}.{key}") for key, hint in hints.items()})

@@ -20,7 +20,7 @@ def cuda_obstacle() -> str | None:
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """"auto" is the first CUDA GPU where one can be used, and the CPU elsewhere.
+    """ "auto" is the first CUDA GPU where one can be used, and the CPU elsewhere.
 
     Raises:
         DeviceError: the device cannot be used; the message says why. ValueError: not a device's name.

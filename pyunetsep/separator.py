@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -36,8 +37,13 @@ Stem = str | Sequence[str] | None
 
 
 def separate(
-    audio: Any, sample_rate: int = 44_100, *, model: str | os.PathLike[str] = DEFAULT_MODEL, device: str = "auto",
-    offline: bool = False, **options: Any,
+    audio: Any,
+    sample_rate: int = 44_100,
+    *,
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    device: str = "auto",
+    offline: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Separates a song into its stems.
 
@@ -56,11 +62,13 @@ def separate(
     Raises:
         TypeError, ValueError: `audio` or an option is not what it should be. ModelUnavailableError: no weights.
     """
-    return _loaded(os.fspath(model), str(device), offline)(audio, sample_rate, **options)
+    name = os.fspath(model)
+    written = os.stat(name).st_mtime_ns if os.path.exists(name) else None  # a file that was trained anew is read anew
+    return _loaded(name, written, str(device), offline)(audio, sample_rate, **options)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(model: str, device: str, offline: bool) -> Separator:
+def _loaded(model: str, _written: int | None, device: str, offline: bool) -> Separator:
     return Separator.from_pretrained(model, device=device, offline=offline)
 
 
@@ -87,14 +95,20 @@ class Separator:
         self.device = choose_device(device)
         self.config = config or SeparatorConfig()
         self.networks = {
-            stem: network.to(self.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+            stem: copy.deepcopy(network).to(self.device).eval().requires_grad_(False)
             for stem, network in checkpoint.networks.items()
         }
+        for network in self.networks.values():  # the layout that convolutions are fastest in, on CPU and GPU
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_pretrained(
-        cls, model: str | os.PathLike[str] = DEFAULT_MODEL, *, device: str | torch.device = "auto",
-        config: SeparatorConfig | None = None, offline: bool = False,
+        cls,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        device: str | torch.device = "auto",
+        config: SeparatorConfig | None = None,
+        offline: bool = False,
     ) -> Separator:
         """Loads a registered model by name (fetched on first use unless `offline`), or a file or folder by path."""
         device = choose_device(device)  # before any download
@@ -123,10 +137,11 @@ class Separator:
             cancel: once set, the call stops soon, with `Cancelled`.
         """
         layout = ArrayLayout(audio)
+        rate_hz = _checked_rate(sample_rate)
         run = _Run(self, self._stems(stem), self._config(exact), sanitize, progress, cancel)
         songs = []
         for i, wave in enumerate(layout.songs):
-            song = _ArraySong(wave, _checked_rate(sample_rate))
+            song = _ArraySong(wave, rate_hz)
             waves = {name: np.empty_like(wave) for name in run.stems}
             done = 0
             for block in run.separate(song, run.peak(song), share=(i, len(layout.songs))):
@@ -195,7 +210,9 @@ class Separator:
                 written = {name: outputs[name] for name in run.stems}
                 blocks = run.separate(song, peak)
                 try:
-                    result.peaks = _write_stems(_rescaled(blocks) if rescale else blocks, written, song, form, overwrite)
+                    result.peaks = _write_stems(
+                        _rescaled(blocks) if rescale else blocks, written, song, form, overwrite
+                    )
                 except InvalidAudioError as error:
                     raise InvalidAudioError(f"{os.fspath(path)}: {error}") from None
         result.elapsed_s = time.monotonic() - started

@@ -162,9 +162,7 @@ class Unmixer:
         magnitude = magnitude / self._peak(magnitude)
         ratio = self.config.additive or self.model.masks == "ratio"
         names = self.model.stems if ratio else self.stems
-        soft = torch.stack(
-            [torch.cat([self.networks[name](x) for x in magnitude.split(self.batch)]) for name in names]
-        )
+        soft = torch.stack([torch.cat([self.networks[name](x) for x in magnitude.split(self.batch)]) for name in names])
         if not ratio:
             return soft
         masks = ops.ratio_mask(

@@ -147,9 +147,7 @@ def test_loading_leaves_random_state_alone(path: Path) -> None:
         (lambda states: states["vocals"]["encoder.0.norm.running_var"].fill_(-1), "has negative values"),
     ],
 )
-def test_states_that_do_not_fit_are_not_written(
-    tmp_path: Path, change: Callable[[States], None], problem: str
-) -> None:
+def test_states_that_do_not_fit_are_not_written(tmp_path: Path, change: Callable[[States], None], problem: str) -> None:
     states = random_states()
     change(states)
     with pytest.raises(ValueError, match=problem):

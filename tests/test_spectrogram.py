@@ -74,7 +74,10 @@ def test_three_grids_take_away_the_flutter_of_hop_768():
 
 
 @given(
-    overlap=st.integers(0, 6), patches=st.integers(1, 5), calls=st.integers(1, 3), channels=st.integers(1, 2),
+    overlap=st.integers(0, 6),
+    patches=st.integers(1, 5),
+    calls=st.integers(1, 3),
+    channels=st.integers(1, 2),
 )
 def test_patches_of_one_signal_join_to_that_signal(overlap, patches, calls, channels):
     patch_frames = 12

@@ -18,7 +18,6 @@ def one_thread():
     torch.set_num_threads(1)  # the networks are too small to share out
 
 
-
 def unmix(model, wave, config=DEFAULT, *, stems=None, block=10**9, dtype=torch.float32, peak=None):
     networks = {stem: network.to(dtype) for stem, network in checkpoint(model).networks.items()}
     with torch.inference_mode():

@@ -60,12 +60,14 @@ def examine() -> dict[str, str]:
     return {
         "pyunetsep": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, NumPy {numpy.__version__}",
-        "device": f"{device}" + (f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "")
+        "device": f"{device}"
+        + (f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "")
         + (f": {obstacle}" if obstacle else ""),
         "kernels": ("on" if kernels.kernels_enabled() else "off (PYUNETSEP_KERNELS=0): plain PyTorch instead")
         + f"; built by {build['compiler']} against torch {build['torch']}",
         "cuda kernels": f"built with CUDA {build['cuda_toolkit']} for {build['cuda_architectures']}"
-        if build["cuda"] else "not built: no nvcc was found, or PYUNETSEP_CUDA=OFF, when pyunetsep was installed",
+        if build["cuda"]
+        else "not built: no nvcc was found, or PYUNETSEP_CUDA=OFF, when pyunetsep was installed",
         "simd": f"{torch.backends.cpu.get_cpu_capability()} (of this CPU; used by torch)",
         "audio": f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}; {pyav}",
         "models": f"{', '.join(cached) or 'none'} in {models.cache_dir()}",

@@ -43,7 +43,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("songs", nargs="+", metavar="SONG", help="audio file, or - for standard input")
     parser.add_argument(
-        "-o", "--output", default="stems", metavar="DIR",
+        "-o",
+        "--output",
+        default="stems",
+        metavar="DIR",
         help="folder for the stems, one sub-folder a song (default: stems); - writes one --stem to standard output",
     )
     parser.add_argument(
@@ -86,9 +89,16 @@ def run(args: argparse.Namespace) -> int:
 
     separator = Separator.from_pretrained(args.model or DEFAULT_MODEL, device=args.device, offline=args.offline)
     options = {
-        "stem": args.stem, "container": args.format, "subtype": args.subtype, "start_s": args.start,
-        "duration_s": args.duration, "exact": args.exact, "rescale": args.rescale, "sanitize": args.sanitize,
-        "overwrite": args.overwrite, "skip_existing": args.skip_existing,
+        "stem": args.stem,
+        "container": args.format,
+        "subtype": args.subtype,
+        "start_s": args.start,
+        "duration_s": args.duration,
+        "exact": args.exact,
+        "rescale": args.rescale,
+        "sanitize": args.sanitize,
+        "overwrite": args.overwrite,
+        "skip_existing": args.skip_existing,
     }
     with ExitStack() as stack:
         stack.enter_context(_termination_is_an_interrupt())
@@ -122,7 +132,10 @@ class _ProgressBar:
         self.songs, self.finished = songs, 0
         self.bar: Any = None
         self.make = lambda total_s: tqdm(
-            total=round(total_s, 1), leave=False, disable=not sys.stderr.isatty(), file=sys.stderr,
+            total=round(total_s, 1),
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            file=sys.stderr,
             desc=f"song {self.finished + 1} of {self.songs}" if self.songs > 1 else "separating",
             bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left",
         )
