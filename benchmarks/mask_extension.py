@@ -1,12 +1,13 @@
-"""Which share of what lies above the network's band (11 kHz) should the vocals get, and how much should patches overlap?
+"""Which share of the highs above the network's band should the vocals get, and how much should patches overlap?
 
-    python benchmarks/mask_extension.py SONGS [--start 60] [--duration 30]
+    python benchmarks/mask_extension.py SONGS [--starts 60 150 210] [--duration 24]
 
-SONGS is a folder of songs/<name>/vocals.* and accompaniment.*; the score is the vocals' signal-to-distortion ratio
-(energy of the vocals over energy of the error) in the band and above it, median over the songs that have vocals there.
+SONGS is a folder of <name>/vocals.* and accompaniment.*; the score is the vocals' signal-to-distortion ratio (energy of
+the vocals over energy of the error) below and above 11 kHz, median over the excerpts whose vocals reach up there.
 """
 
 import argparse
+import itertools
 import statistics
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pyunetsep import Separator, SeparatorConfig, models
 from pyunetsep.audio import AudioReader
 
 BAND_HZ = 11_025
+LEAST_HIGHS = 1e-5  # of the energy below; less is what a lossy codec left
 VARIANTS = {
     "zeros": SeparatorConfig(mask_extension="zeros"),
     "average": SeparatorConfig(mask_extension="average"),
@@ -32,37 +34,43 @@ def bands(wave: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
     return spectrum[:cut], spectrum[cut:]
 
 
+def energy(samples: np.ndarray) -> float:
+    return float(np.sum(np.abs(samples) ** 2))
+
+
 def sdr_db(reference: np.ndarray, estimate: np.ndarray) -> float:
-    return float(10 * np.log10(np.sum(np.abs(reference) ** 2) / np.sum(np.abs(reference - estimate) ** 2)))
+    return float(10 * np.log10(energy(reference) / energy(reference - estimate)))
+
+
+def read(folder: Path, stem: str, start_s: float, duration_s: float) -> tuple[np.ndarray, int]:
+    with AudioReader(next(folder.glob(f"{stem}.*")), start_s=start_s, duration_s=duration_s) as reader:
+        return reader.read(reader.samples).T, reader.sample_rate_hz
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("songs", type=Path)
-    parser.add_argument("--start", type=float, default=60.0)
-    parser.add_argument("--duration", type=float, default=30.0)
+    parser.add_argument("--starts", type=float, nargs="+", default=[60.0, 150.0, 210.0])
+    parser.add_argument("--duration", type=float, default=24.0)
     args = parser.parse_args()
 
     checkpoint = models.load("spleeter-2stems")
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
-    for folder in sorted(path for path in args.songs.iterdir() if path.is_dir()):
-        stems = {}
-        for stem in ("vocals", "accompaniment"):
-            with AudioReader(next(folder.glob(f"{stem}.*")), start_s=args.start, duration_s=args.duration) as reader:
-                stems[stem], rate = reader.read(reader.samples).T, reader.sample_rate_hz
-        if rate < 4 * BAND_HZ or np.mean(stems["vocals"] ** 2) < 1e-6:
+    folders = sorted(path for path in args.songs.iterdir() if path.is_dir())
+    for folder, start in itertools.product(folders, args.starts):
+        vocals, rate = read(folder, "vocals", start, args.duration)
+        low, high = bands(vocals, rate)
+        if rate < 4 * BAND_HZ or energy(high) < LEAST_HIGHS * energy(low) or energy(vocals) < 1e-6 * len(vocals):
             continue
-        length = min(map(len, stems.values()))
-        vocals = stems["vocals"][:length]
-        mixture = vocals + stems["accompaniment"][:length]
+        mixture = vocals + read(folder, "accompaniment", start, args.duration)[0]
         for name, config in VARIANTS.items():
             made = Separator(checkpoint, device="cpu", config=config)(mixture, rate, stem="vocals")["vocals"]
-            (low, high), (low_made, high_made) = bands(vocals, rate), bands(made, rate)
+            low_made, high_made = bands(made, rate)
             scores[name].append((sdr_db(low, low_made), sdr_db(high, high_made)))
-        print(folder.name, {name: [round(value, 2) for value in values[-1]] for name, values in scores.items()})
+        print(folder.name, start, {name: [round(value, 1) for value in values[-1]] for name, values in scores.items()})
     results = {
         name: {
-            "songs": len(values),
+            "excerpts": len(values),
             "sdr_below_11_khz_db": statistics.median(low for low, _ in values),
             "sdr_above_11_khz_db": statistics.median(high for _, high in values),
         }

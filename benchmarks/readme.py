@@ -19,7 +19,8 @@ def speed() -> str:
     data = load("separate_cpu")
     context, results = data["context"], data["results"]
     rows = "\n".join(
-        f"| {name} | {run['median_s']:.1f} s ({run['min_s']:.1f} to {run['max_s']:.1f}) | {run['times_real_time']:.0f} |"
+        f"| {name} | {run['median_s']:.1f} s ({run['min_s']:.1f} to {run['max_s']:.1f}) "
+        f"| {run['times_real_time']:.0f} |"
         for name, run in results["runs"].items()
     )
     return (
@@ -38,18 +39,19 @@ def fidelity() -> str:
     rates = ", ".join(f"{int(rate) / 1000:g}" for rate in results["largest_error_of_the_sum"])
     return (
         f"| stem, `exact=True` | against TensorFlow Spleeter | against float64 |\n| --- | --- | --- |\n{rows}\n\n"
-        f"In the default mode the stems add up to the song: the largest error at {rates} kHz is {worst:.0e} of full scale."
+        f"In the default mode the stems add up to the song: at {rates} kHz the largest error "
+        f"is {worst:.0e} of full scale."
     )
 
 
 def extension() -> str:
     results = load("mask_extension")["results"]
-    songs = next(iter(results.values()))["songs"]
+    excerpts = next(iter(results.values()))["excerpts"]
     rows = "\n".join(
         f"| {name} | {row['sdr_below_11_khz_db']:.2f} dB | {row['sdr_above_11_khz_db']:.2f} dB |"
         for name, row in results.items()
     )
-    return f"| highs, median of {songs} songs | vocals below 11 kHz | vocals above |\n| --- | --- | --- |\n{rows}"
+    return f"| highs, median of {excerpts} excerpts | vocals below 11 kHz | vocals above |\n| --- | --- | --- |\n{rows}"
 
 
 def _a(name: str) -> str:
@@ -61,10 +63,10 @@ def main() -> None:
     text = readme.read_text()
     for table in (speed, fidelity, extension):
         marker = table.__name__
-        pattern = re.compile(rf"(<!-- {marker} -->\n).*?(\n<!-- /{marker} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, made=table(): match[1] + made + match[2], text)
-        if found != 1:
-            raise SystemExit(f"README.md: want one pair of markers <!-- {marker} -->, found {found}")
+        parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
+        if len(parts) != 2:
+            raise SystemExit(f"README.md: want one pair of markers <!-- {marker} -->, found {len(parts) - 1}")
+        text = parts[0] + table() + "\n" + parts[1]
     readme.write_text(text)
 
 

@@ -18,13 +18,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import ModelConfig, SeparatorConfig, SpectrogramConfig, UNetConfig
-    from .separator import FileResult, Separator, separate
+    from .separator import Separator, separate
+    from .song_files import FileResult
     from .unet import UNet
 
 _HOME = {
     "separate": "separator",
     "Separator": "separator",
-    "FileResult": "separator",
+    "FileResult": "song_files",
     "UNet": "unet",
     "UNetConfig": "config",
     "SpectrogramConfig": "config",

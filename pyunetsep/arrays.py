@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .audio import Wave
 from .errors import ClippingWarning, InvalidAudioError
-from .stream import Wave
 
 MAX_CHANNELS = 64
 SCALES = {"int16": 2.0**15, "int32": 2.0**31}  # full scale
@@ -29,14 +29,14 @@ class ArrayLayout:
             TypeError: not an array, or of a dtype that is no audio.
             InvalidAudioError: the shape is no song's.
         """
-        if isinstance(audio, torch.Tensor):
+        if isinstance(audio, torch.Tensor) and audio.layout == torch.strided and not audio.is_meta:
             songs: Any = _tensor_songs(audio)
             self.dtype = str(audio.dtype).removeprefix("torch.")
         elif isinstance(audio, np.ndarray):
-            songs = _array_songs(audio)
+            songs = _array_songs(np.asarray(audio))
             self.dtype = audio.dtype.name
         else:
-            raise TypeError(f"audio must be a NumPy array or a torch tensor, got {type(audio).__name__}")
+            raise TypeError(f"audio must be a NumPy array or a dense torch tensor, got {type(audio).__name__}")
         if self.dtype not in (*SCALES, *FLOATS):
             raise TypeError(f"audio must be {', '.join((*SCALES, *FLOATS))}; got {self.dtype}")
         channels = songs.shape[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +19,90 @@ from typing import Any, Literal, TypeVar
 Config = TypeVar("Config")
 
 
+class _Checked:
+    """A dataclass whose values are of their annotated types, however it is made."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = _typed(hint, getattr(self, name), f"{type(self).__name__}.{name}")
+            object.__setattr__(self, name, value)  # a list has become a tuple, an int a float
+
+
 def _check(owner: object, field: str, low: float, high: float) -> None:
     value = getattr(owner, field)
     if not low <= value <= high:  # also catches NaN
         raise ValueError(f"{type(owner).__name__}.{field} must lie in {low:g} .. {high:g}, got {value!r}")
 
 
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types; `from_dict` is the inverse."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
+    """Builds the frozen dataclass `kind` from plain JSON types.
+
+    Raises:
+        ValueError: a key is unknown or missing, a value has another type or is out of bounds; the message names it.
+    """
+    where = where or kind.__name__
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a table, got {_shown(values)}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(_shown(key) for key in values if key not in hints)
+    missing = [key for key in hints if key not in values]
+    if unknown or missing:
+        raise ValueError(
+            f"{where}: "
+            + "; ".join(
+                f"{problem} {', '.join(keys)[:200]}"
+                for problem, keys in (("unknown", unknown), ("missing", missing))
+                if keys
+            )
+        )
+    return kind(**{key: _typed(hint, values[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _typed(hint: Any, value: object, where: str) -> Any:
+    """`value` as the annotated type `hint`, or a ValueError."""
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType:  # "int | None"
+        if value is None:
+            return None
+        hint = typing.get_args(hint)[0]
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        return from_dict(typing.cast(type, hint), value, where=where)
+    if origin is Literal:
+        if isinstance(value, str) and value in typing.get_args(hint):
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(typing.get_args(hint))}; got {_shown(value)}")
+    if origin is tuple:
+        if isinstance(value, (list, tuple)) and len(value) <= 64:
+            return tuple(_typed(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        raise ValueError(f"{where} must be a list, got {_shown(value)}")
+    if isinstance(value, bool) is (hint is bool):  # to Python a bool is an int
+        if hint is float and isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+        if hint in (int, str, bool) and isinstance(value, hint):
+            return value
+    raise ValueError(f"{where} must be a {hint.__name__}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 @dataclass(frozen=True, kw_only=True)
-class SpectrogramConfig:
+class SpectrogramConfig(_Checked):
     """The short-time Fourier transform and the band of it that the network sees.
 
     The window is a periodic Hann of `n_fft` samples. Frames are not centred: frame k starts `n_fft` samples before
@@ -39,6 +116,7 @@ class SpectrogramConfig:
     bins: int  # the network sees bins first_bin .. first_bin + bins - 1 of the n_fft // 2 + 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self, "sample_rate_hz", 1_000, 768_000)
         _check(self, "n_fft", 16, 65_536)
         _check(self, "hop_length", 1, self.n_fft)
@@ -49,7 +127,7 @@ class SpectrogramConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(_Checked):
     """The shape of one U-Net: encoder and decoder blocks, how they are joined, and what ends them."""
 
     input_channels: int
@@ -66,6 +144,7 @@ class UNetConfig:
     norm_momentum: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self, "input_channels", 1, 64)
         if not 1 <= len(self.channels) <= 10 or not all(1 <= channels <= 4096 for channels in self.channels):
             raise ValueError(f"UNetConfig.channels must be 1 to 10 numbers from 1 to 4096, got {self.channels!r}")
@@ -82,7 +161,7 @@ class UNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(_Checked):
     """A trained model: one U-Net a stem, and the spectrogram they were trained on."""
 
     stems: tuple[str, ...]
@@ -95,6 +174,7 @@ class ModelConfig:
     mask_epsilon: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= len(self.stems) <= 16 or len(set(self.stems)) != len(self.stems):
             raise ValueError(f"ModelConfig.stems must be 1 to 16 different names, got {self.stems!r}")
         for stem in self.stems:
@@ -112,7 +192,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeparatorConfig:
+class SeparatorConfig(_Checked):
     """How inference runs. The defaults aim at quality; `EXACT` reproduces the pipeline of the model's own authors."""
 
     overlap: float = 0.25  # share of a patch that is cross-faded with the next one
@@ -122,6 +202,7 @@ class SeparatorConfig:
     batch_patches: int | None = None  # patches that go through a network at once; None: 1 on a CPU, 16 on a GPU
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self, "overlap", 0.0, 0.5)
         if self.grids is not None:
             _check(self, "grids", 1, 64)
@@ -180,64 +261,3 @@ SPLEETER = ModelConfig(  # Hennequin et al., JOSS 2020; configuration "2stems"
 )
 
 PRESETS = {"jansson2017": JANSSON2017, "spleeter": SPLEETER}
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON types; `from_dict` is the inverse."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
-    """Builds the frozen dataclass `kind` from plain JSON types.
-
-    Raises:
-        ValueError: a key is unknown or missing, a value has another type or is out of bounds; the message names it.
-    """
-    where = where or kind.__name__
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a table, got {_shown(values)}")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(_shown(key) for key in values if key not in hints)
-    missing = [key for key in hints if key not in values]
-    if unknown or missing:
-        raise ValueError(
-            f"{where}: "
-            + "; ".join(
-                f"{problem} {', '.join(keys)[:200]}"
-                for problem, keys in (("unknown", unknown), ("missing", missing))
-                if keys
-            )
-        )
-    return kind(**{key: _typed(hint, values[key], f"{where}.{key}") for key, hint in hints.items()})
-
-
-def _typed(hint: Any, value: object, where: str) -> Any:
-    """`value` as the annotated type `hint`, or a ValueError."""
-    origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where=where)
-    if origin is Literal:
-        if isinstance(value, str) and value in typing.get_args(hint):
-            return value
-        raise ValueError(f"{where} must be one of {', '.join(typing.get_args(hint))}; got {_shown(value)}")
-    if origin is tuple:
-        if isinstance(value, (list, tuple)) and len(value) <= 64:
-            return tuple(_typed(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        raise ValueError(f"{where} must be a list, got {_shown(value)}")
-    if isinstance(value, bool) is (hint is bool):  # to Python a bool is an int
-        if hint is float and isinstance(value, (int, float)) and math.isfinite(value):
-            return float(value)
-        if hint in (int, str, bool) and isinstance(value, hint):
-            return value
-    raise ValueError(f"{where} must be a {hint.__name__}, got {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

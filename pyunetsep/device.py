@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from .errors import DeviceError
@@ -26,7 +28,10 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         DeviceError: the device cannot be used; the message says why. ValueError: not a device's name.
     """
     if name == "auto":
-        return torch.device("cpu" if cuda_obstacle() else "cuda:0")
+        obstacle = cuda_obstacle()
+        if obstacle and torch.cuda.is_available():  # or nobody would know why the GPU stays idle
+            warnings.warn(f"a GPU is there but is not used: {obstacle}", RuntimeWarning, stacklevel=3)
+        return torch.device("cpu" if obstacle else "cuda:0")
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):

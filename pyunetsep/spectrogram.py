@@ -32,10 +32,6 @@ class Spectrogram:
         self.window = window.to(device, dtype)
         self.synthesis_window = (window / envelope[position]).to(device, dtype)
 
-    def frames(self, samples: int) -> int:
-        """Frames that touch `samples` samples, the first of them `n_fft` earlier: ceil((samples + n_fft) / hop)."""
-        return -(-(samples + self.n_fft) // self.hop_length)
-
     def span(self, frames: int) -> int:
         """Samples that `frames` frames cover."""
         return (frames - 1) * self.hop_length + self.n_fft
@@ -95,4 +91,4 @@ def join_patches(patches: Tensor, stride: int, faded: Tensor | None, *, last: bo
         joined[..., start + stride : start + stride + overlap] = patch[..., stride:] * (1.0 if final else 1.0 - rise)
     if last:
         return joined, None
-    return joined[..., : count * stride], joined[..., count * stride :]
+    return joined[..., : count * stride], joined[..., count * stride :].clone()

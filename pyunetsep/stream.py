@@ -1,4 +1,4 @@
-"""Stems of a wave of any sample rate, block by block, over the whole band: the resampling around the `Unmixer`."""
+"""Stems of a wave of any sample rate, block by block, over the whole band: the resampling around the unmixers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,62 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .audio import Resampler
-from .audio.files import SampleQueue
+from .audio import Resampler, SampleQueue, Wave
+from .config import ModelConfig, SeparatorConfig
 from .errors import InvalidAudioError
-from .unmixer import Unmixer
+from .spectrogram import Spectrogram
+from .unet import UNet
+from .unmixer import PeakMeter, Unmixer
 
-Wave = NDArray[np.floating]  # [channels, samples]
+LOUDEST = 1e10  # full scale is 1; far beyond, squares of magnitudes leave the range of float32
+
+
+class Check:
+    """Finds the samples of a song, given in blocks, that cannot be separated."""
+
+    def __init__(self, sample_rate_hz: int, *, sanitize: bool, first_sample: int = 0) -> None:
+        """`first_sample`: where the song was entered, so that messages count from its beginning."""
+        self.sample_rate_hz, self.sanitize, self.position = sample_rate_hz, sanitize, first_sample
+
+    def __call__(self, wave: Wave) -> Wave:
+        """[channels, samples], finite, or an InvalidAudioError that names the first sample that is not."""
+        self.position += wave.shape[-1]
+        good = np.abs(wave) <= LOUDEST  # false for NaN
+        if good.all():
+            return wave
+        if self.sanitize:
+            return np.where(good, wave, wave.dtype.type(0))
+        sample, channel = np.argwhere(~good.T)[0]
+        place = self.position - wave.shape[-1] + sample
+        raise InvalidAudioError(
+            f"audio must be finite and below {LOUDEST:g} times full scale, got {wave[channel, sample]} at sample "
+            f"{place} ({place / self.sample_rate_hz:.3f} s) of channel {channel}; sanitize=True (--sanitize) makes it 0"
+        )
+
+
+class SongPeaks:
+    """A first pass over a song: its largest magnitude for each group of channels."""
+
+    def __init__(
+        self, model: ModelConfig, config: SeparatorConfig, sample_rate_hz: int, channels: int, device: torch.device
+    ) -> None:
+        self.down = Resampler(sample_rate_hz, model.spectrogram.sample_rate_hz, channels)
+        self.groups = channel_groups(channels, model.unet.input_channels)
+        self.meters = [PeakMeter(model, config, group.stop - group.start, device) for group in self.groups]
+
+    def push(self, wave: Wave) -> None:
+        """[channels, samples]"""
+        self._measure(self.down.push(_own_float32(wave)))
+
+    def flush(self) -> list[torch.Tensor]:
+        """One scalar a group."""
+        self._measure(self.down.flush())
+        return [meter.flush() for meter in self.meters]
+
+    def _measure(self, narrow: Wave) -> None:
+        for meter, group in zip(self.meters, self.groups, strict=True):
+            meter.push(torch.from_numpy(narrow[group]))
 
 
 class StemStream:
@@ -29,102 +77,95 @@ class StemStream:
 
     def __init__(
         self,
-        unmixer: Unmixer,
+        model: ModelConfig,
+        networks: dict[str, UNet],
+        config: SeparatorConfig,
         sample_rate_hz: int,
         channels: int,
         stems: Sequence[str],
         *,
-        sanitize: bool = False,
+        peaks: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`stems` names those to give back, of the model's; `unmixer` synthesises what they need: see `synthesised`."""
-        model = unmixer.model
-        self.unmixer, self.stems, self.sanitize = unmixer, list(stems), sanitize
-        self.sample_rate_hz, self.additive = sample_rate_hz, unmixer.config.additive
+        """`stems` names those to give back; `peaks` are the song's, for models normalised by them."""
+        self.stems = list(stems)
+        self.remainder = model.stems[-1] if config.additive and len(model.stems) > 1 else None
+        # the remainder needs all other stems, and is not synthesised itself
+        if self.remainder in self.stems:
+            self.made = list(model.stems[:-1])
+        else:
+            self.made = [stem for stem in model.stems if stem in self.stems]
+        self.groups = channel_groups(channels, model.unet.input_channels)
+        self.unmixers = [
+            Unmixer(model, networks, config, group.stop - group.start, self.made, peak=peaks[i] if peaks else None)
+            for i, group in enumerate(self.groups)
+        ]
         model_rate_hz = model.spectrogram.sample_rate_hz
-        self.resamples = sample_rate_hz != model_rate_hz
+        self.shares_rest = config.additive and sample_rate_hz != model_rate_hz
         self.down = Resampler(sample_rate_hz, model_rate_hz, channels)
         # the stems, and below them what is left of the mixture after the way down and up again
-        rows = len(unmixer.stems) + (self.additive and self.resamples)
-        self.up = Resampler(model_rate_hz, sample_rate_hz, rows * channels)
-        self.remainder = model.stems[-1] if self.additive and len(model.stems) > 1 else None
-        self.received = 0
+        self.up = Resampler(model_rate_hz, sample_rate_hz, (len(self.made) + self.shares_rest) * channels)
         self.mixture = SampleQueue(channels)
         self.narrow = SampleQueue(channels)  # the mixture at the model's rate, until its stems are there
-        self.gains = _Gains(unmixer, sample_rate_hz, channels)
-
-    @staticmethod
-    def synthesised(model_stems: Sequence[str], stems: Sequence[str], *, additive: bool) -> list[str]:
-        """The stems that the networks must make so that `stems` can be given: the last may be had by subtraction."""
-        if additive and model_stems[-1] in stems and len(model_stems) > 1:
-            return list(model_stems[:-1])
-        return [stem for stem in model_stems if stem in stems]
+        frames_per_s = model_rate_hz / self.unmixers[0].spectrogram.hop_length
+        self.gains = _Gains(self.unmixers[0].spectrogram, frames_per_s / sample_rate_hz, (len(self.made), channels))
 
     def push(self, wave: Wave) -> dict[str, Wave]:
-        """[channels, samples] -> the stems' next samples, each [channels, samples'], dtype of `wave`.
-
-        Raises:
-            InvalidAudioError: a sample is NaN or infinite, and `sanitize` is off.
-        """
-        wave = self._finite(wave)
-        self.received += wave.shape[-1]
+        """[channels, samples], finite -> the stems' next samples, each [channels, samples'], dtype of `wave`."""
         self.mixture.push(wave)
-        return self._advance(self.down.push(wave.astype(np.float32, copy=False)), last=False)
+        return self._advance(self.down.push(_own_float32(wave)), last=False)
 
     def flush(self) -> dict[str, Wave]:
         """The stems' last samples; as many have then come out as went in."""
         return self._advance(self.down.flush(), last=True)
 
-    @torch.inference_mode()
     def _advance(self, narrow: Wave, *, last: bool) -> dict[str, Wave]:
+        stems, gains = self._unmix(narrow, last=last)
         self.narrow.push(narrow)
-        stems, gains = self.unmixer.push(torch.from_numpy(narrow))
-        if last:
-            rest, rest_gains = self.unmixer.flush()
-            stems, gains = torch.cat((stems, rest), -1), torch.cat((gains, rest_gains), -1)
-        rows = [*stems.cpu().numpy()]
         mixture_narrow = self.narrow.pull(stems.shape[-1])
-        if self.additive and self.resamples:
-            rows.append(mixture_narrow)
-        wide = self._up(np.concatenate(rows), last=last)
-        wide = wide[:, : self.mixture.samples]  # the way down and up may add a few samples at the end
-        mixture = self.mixture.pull(wide.shape[-1])
-        made = wide.reshape(len(rows), *mixture.shape)
-        if self.additive and self.resamples:
-            self.gains.put(gains.cpu().numpy())
-            lost = mixture - made[-1]
-            made = made[:-1] + self.gains.take(wide.shape[-1]) * lost
-        made = made.astype(mixture.dtype, copy=False)
-        waves = dict(zip(self.unmixer.stems, made, strict=True))
+        rows = [*stems, mixture_narrow] if self.shares_rest else [*stems]
+        wide = self.up.push(np.concatenate(rows))
+        if last:
+            wide = np.concatenate((wide, self.up.flush()), axis=-1)
+        mixture = self.mixture.pull(wide.shape[-1])  # fewer at the end: the way down and up may add some
+        made = wide[:, : mixture.shape[-1]].reshape(len(rows), *mixture.shape)
+        if self.shares_rest:
+            self.gains.put(gains)
+            made = made[:-1] + self.gains.take(mixture.shape[-1]) * (mixture - made[-1])
+        waves = dict(zip(self.made, made.astype(mixture.dtype, copy=False), strict=True))
         if self.remainder in self.stems:
             waves[self.remainder] = mixture - sum(waves.values())
         return {name: waves[name] for name in self.stems}
 
-    def _up(self, narrow: Wave, *, last: bool) -> Wave:
-        wide = self.up.push(narrow)
-        return np.concatenate((wide, self.up.flush()), axis=-1) if last else wide
+    @torch.inference_mode()
+    def _unmix(self, narrow: Wave, *, last: bool) -> tuple[Wave, Wave]:
+        """[channels, samples] at the model's rate -> stems and gains, [stems, channels, ...]."""
+        stems, gains = [], []
+        for unmixer, group in zip(self.unmixers, self.groups, strict=True):
+            parts = [unmixer.push(torch.from_numpy(narrow[group]))]
+            if last:
+                parts.append(unmixer.flush())
+            stems.append(torch.cat([stem for stem, _ in parts], -1))
+            gains.append(torch.cat([gain for _, gain in parts], -1))
+        return torch.cat(stems, 1).cpu().numpy(), torch.cat(gains, 1).cpu().numpy()
 
-    def _finite(self, wave: Wave) -> Wave:
-        if np.isfinite(wave).all():
-            return wave
-        if self.sanitize:
-            return np.nan_to_num(wave, nan=0.0, posinf=0.0, neginf=0.0)
-        channel, sample = min(np.argwhere(~np.isfinite(wave)).tolist(), key=lambda place: place[::-1])
-        raise InvalidAudioError(
-            f"audio must be finite, got {wave[channel, sample]} at sample {self.received + sample} "
-            f"({(self.received + sample) / self.sample_rate_hz:.3f} s) of channel {channel}; sanitize=True "
-            "(--sanitize) replaces such samples by 0"
-        )
+
+def channel_groups(channels: int, width: int) -> list[slice]:
+    """The channels that go through the networks together, `width` at a time and at the end what is left."""
+    return [slice(first, min(first + width, channels)) for first in range(0, channels, width)]
+
+
+def _own_float32(wave: Wave) -> Wave:
+    """A copy that torch can take: contiguous, writable, no stride negative."""
+    return np.array(wave, np.float32, order="C")
 
 
 class _Gains:
-    """The unmixer's gains a frame, interpolated linearly to gains a sample of another rate."""
+    """The unmixers' gains a frame, interpolated linearly to gains a sample of another rate."""
 
-    def __init__(self, unmixer: Unmixer, sample_rate_hz: int, channels: int) -> None:
-        spectrogram = unmixer.spectrogram
-        frames_per_second = unmixer.model.spectrogram.sample_rate_hz / spectrogram.hop_length
-        self.frames_per_sample = frames_per_second / sample_rate_hz
+    def __init__(self, spectrogram: Spectrogram, frames_per_sample: float, rows: tuple[int, int]) -> None:
+        self.frames_per_sample = frames_per_sample
         self.first_centre = -spectrogram.n_fft / 2 / spectrogram.hop_length  # of frame 0, in frames after sample 0
-        self.waiting: Wave = np.zeros((len(unmixer.stems), channels, 0), np.float32)  # [stems, channels, frames]
+        self.waiting: Wave = np.zeros((*rows, 0), np.float32)  # [stems, channels, frames]
         self.frame = 0  # the first that waits
         self.sample = 0  # the next to be asked for
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,21 +17,22 @@ from .unet import UNet
 UPPER_BAND = 0.25  # share of the network's band whose masks speak for the bins above it
 
 
-def _slots(channels: int, width: int) -> list[int]:
-    """The channel that each of the networks' input slots reads, `width` slots a group; the last one is repeated."""
-    return [min(slot, channels - 1) for slot in range(-(-channels // width) * width)]
+def make_spectrogram(
+    model: ModelConfig, config: SeparatorConfig, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Spectrogram, int]:
+    """The transform that inference runs on, and its number of shifted grids."""
+    grids = config.grids or default_grids(model.spectrogram)
+    return Spectrogram(model.spectrogram, grids=grids, device=device, dtype=dtype), grids
 
 
 class PeakMeter:
-    """The largest magnitude of a song in the network's band, for each group of channels."""
+    """The largest magnitude of a song in the network's band, over the channels that it sees together."""
 
     def __init__(self, model: ModelConfig, config: SeparatorConfig, channels: int, device: torch.device) -> None:
-        self.model, self.channel_of_slot = model, _slots(channels, model.unet.input_channels)
-        self.spectrogram = Spectrogram(
-            model.spectrogram, grids=config.grids or default_grids(model.spectrogram), device=device
-        )
+        self.model = model
+        self.spectrogram, _ = make_spectrogram(model, config, device)
         self.pending = torch.zeros(channels, self.spectrogram.n_fft, device=device)
-        self.loudest = torch.zeros(channels, device=device)
+        self.loudest = torch.zeros((), device=device)
 
     @torch.inference_mode()
     def push(self, wave: Tensor) -> None:
@@ -40,24 +42,22 @@ class PeakMeter:
         if frames > 0:
             spectrum = self.spectrogram.analyse(self.pending[:, : self.spectrogram.span(frames)])
             first, bins = self.model.spectrogram.first_bin, self.model.spectrogram.bins
-            self.loudest = torch.maximum(self.loudest, spectrum[:, first : first + bins].abs().amax((1, 2)))
+            self.loudest = torch.maximum(self.loudest, spectrum[:, first : first + bins].abs().max())
             self.pending = self.pending[:, frames * self.spectrogram.hop_length :]
 
     def flush(self) -> Tensor:
-        """The song has ended: [groups, 1, 1, 1]."""
+        """The song has ended; returns its peak, a scalar."""
         self.push(torch.zeros(self.pending.shape[0], self.spectrogram.n_fft))
-        by_group = self.loudest[self.channel_of_slot].view(-1, self.model.unet.input_channels)
-        return by_group.amax(1).view(-1, 1, 1, 1)
+        return self.loudest
 
 
 class Unmixer:
-    """Separates one wave at the model's sample rate.
+    """Separates one wave of as many channels as the networks take, or fewer, at the model's sample rate.
 
     However a wave is cut into blocks, it is worked on in the same segments of a few patches, so the stems are the same
     bits, and memory is bounded by a segment. A segment's frames overlap the next one's by a patch's cross-fade.
 
-    Channels go through the network in groups of its input channels; a channel that is left over fills its group by
-    repetition, and its masks are averaged.
+    Where channels are missing the last one is repeated, and its masks are averaged.
     """
 
     def __init__(
@@ -70,19 +70,16 @@ class Unmixer:
         *,
         peak: Tensor | None = None,
     ) -> None:
-        """`stems` names those to synthesise; `peak` [groups, 1, 1, 1] is the song's, for models normalised by it."""
+        """`stems` names those to synthesise; `peak` is the song's, for models normalised by it."""
         weight = next(next(iter(networks.values())).parameters())
         self.model, self.networks, self.config, self.stems, self.peak = model, networks, config, stems, peak
-        self.grids = config.grids or default_grids(model.spectrogram)
-        self.spectrogram = Spectrogram(model.spectrogram, grids=self.grids, device=weight.device, dtype=weight.dtype)
-        self.channel_of_slot = _slots(channels, model.unet.input_channels)
-        self.groups = len(self.channel_of_slot) // model.unet.input_channels
+        self.spectrogram, self.grids = make_spectrogram(model, config, weight.device, weight.dtype)
+        self.slots = [min(slot, channels - 1) for slot in range(model.unet.input_channels)]  # the channel of each
         # the overlap is a multiple of the network's stride: its answer depends on where a patch lies on that grid
         stride = model.unet.stride
         self.overlap = round(config.overlap * model.patch_frames / stride) * stride
         self.patch_stride = model.patch_frames - self.overlap
         self.batch = config.batch_patches or (1 if weight.device.type == "cpu" else 16)
-        self.patches = max(1, self.batch // self.groups)
 
         n_fft, hop = self.spectrogram.n_fft, self.spectrogram.hop_length
         self.pending = weight.new_zeros(channels, n_fft)  # samples from the next frame's first on
@@ -98,10 +95,10 @@ class Unmixer:
             band; the centre of frame k is sample k * hop_length - n_fft / 2.
         """
         self.pending = torch.cat((self.pending, wave.to(self.pending)), dim=-1)
-        needed = self.spectrogram.span((self.patches * self.patch_stride + self.overlap) * self.grids)
+        needed = self.spectrogram.span((self.batch * self.patch_stride + self.overlap) * self.grids)
         done = []
         while self.pending.shape[-1] >= needed:
-            done.append(self._segment(self.patches, last=False))
+            done.append(self._segment(self.batch, last=False))
         if not done:
             return self.tail[..., :0], self.tail[..., :0]
         stems, gains = zip(*done, strict=True)
@@ -115,8 +112,7 @@ class Unmixer:
         padded = self.spectrogram.span((patches * self.patch_stride + self.overlap) * self.grids)
         self.pending = functional.pad(self.pending, (0, padded - self.pending.shape[-1]))
         stems, gains = self._segment(patches, last=True)
-        surplus = self.position - end
-        return stems[..., : stems.shape[-1] - surplus], gains
+        return stems[..., : stems.shape[-1] - (self.position - end)], gains
 
     def _segment(self, patches: int, *, last: bool) -> tuple[Tensor, Tensor]:
         """Separates the next `patches` patches: wave -> spectrum -> masks -> stems' spectra -> waves."""
@@ -128,29 +124,25 @@ class Unmixer:
         frames = masks.shape[-1]
         self.pending = self.pending[:, frames * hop :]
 
-        overlapping = torch.stack(
-            [
-                self.spectrogram.synthesise(self._masked(spectrum[..., :frames], mask, gain))
-                for mask, gain in zip(masks, gains, strict=True)
-            ]
-        )
+        overlapping = spectrum.real.new_empty(*masks.shape[:2], self.spectrogram.span(frames))
+        for wave, mask, gain in zip(overlapping, masks, gains, strict=True):
+            wave.copy_(self.spectrogram.synthesise(self._masked(spectrum[..., :frames], mask, gain)))
         overlapping[..., : self.tail.shape[-1]] += self.tail
-        waves, self.tail = overlapping[..., : frames * hop], overlapping[..., frames * hop :]
+        self.tail = overlapping[..., frames * hop :].clone()  # not a view, which would keep the whole segment
         before_song = max(0, -self.position)
         self.position += frames * hop
-        return waves[..., before_song:], gains
+        return overlapping[..., before_song : frames * hop], gains
 
     def _masks(self, spectrum: Tensor, *, last: bool) -> Tensor:
         """spectrum [channels, n_fft // 2 + 1, frames] -> masks [stems, channels, bins, frames'], overlap joined."""
         first, bins = self.model.spectrogram.first_bin, self.model.spectrogram.bins
-        magnitude = spectrum[self.channel_of_slot, first : first + bins].abs()
+        magnitude = spectrum[self.slots, first : first + bins].abs()
         by_grid = magnitude.unflatten(-1, (-1, self.grids)).movedim(-1, 0)  # frame k of grid g is k * grids + g
-        grouped = by_grid.unflatten(1, (self.groups, -1))  # [grids, groups, input_channels, bins, frames]
-        patches = split_patches(grouped, self.model.patch_frames, self.patch_stride)
-        masks = self._patch_masks(patches.flatten(0, 2)).unflatten(1, patches.shape[:3])
+        patches = split_patches(by_grid, self.model.patch_frames, self.patch_stride)
+        masks = self._patch_masks(patches.flatten(0, 1)).unflatten(1, patches.shape[:2])
 
         joined, self.faded = join_patches(masks.movedim(1, 0), self.patch_stride, self.faded, last=last)
-        by_slot = joined.movedim(1, -1).flatten(-2).flatten(1, 2)  # [stems, slots, bins, frames * grids]
+        by_slot = joined.movedim(1, -1).flatten(-2)  # [stems, slots, bins, frames * grids]
         channels = spectrum.shape[0]
         if by_slot.shape[1] == channels:
             return by_slot
@@ -162,11 +154,12 @@ class Unmixer:
         magnitude = magnitude / self._peak(magnitude)
         ratio = self.config.additive or self.model.masks == "ratio"
         names = self.model.stems if ratio else self.stems
-        soft = torch.stack([torch.cat([self.networks[name](x) for x in magnitude.split(self.batch)]) for name in names])
+        with _full_precision(magnitude.device):
+            soft = [torch.cat([self.networks[name](x) for x in magnitude.split(self.batch)]) for name in names]
         if not ratio:
-            return soft
+            return torch.stack(soft)
         masks = ops.ratio_mask(
-            soft * magnitude,
+            torch.stack([mask * magnitude for mask in soft]),
             magnitude if len(names) == 1 else None,  # a lone stem is weighed against the rest of the mixture
             power=self.model.mask_power,
             epsilon=self.model.mask_epsilon,
@@ -177,11 +170,8 @@ class Unmixer:
         """What the model's magnitudes are divided by; a silent patch or song stays silent."""
         if self.model.normalisation == "none":
             return 1.0
-        if self.model.normalisation == "song":
-            assert self.peak is not None
-            peak = self.peak.repeat(magnitude.shape[0] // self.groups, 1, 1, 1)
-        else:
-            peak = magnitude.amax((1, 2, 3), keepdim=True)
+        peak = self.peak if self.model.normalisation == "song" else magnitude.amax((1, 2, 3), keepdim=True)
+        assert peak is not None, "a model that is normalised by the song's maximum needs that"
         return peak.clamp(min=torch.finfo(peak.dtype).tiny)
 
     def _gains(self, masks: Tensor) -> Tensor:
@@ -204,3 +194,10 @@ class Unmixer:
         above = gain.unsqueeze(-2) if spectrum.shape[-2] - end > 1 else mask[:, -1:]
         torch.mul(spectrum[:, end:], above, out=masked[:, end:])
         return masked
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """On a GPU: no TF32 (10-bit mantissas), which cuDNN would take for float32, and the same algorithm every time."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

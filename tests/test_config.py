@@ -1,5 +1,6 @@
 """Configurations are a closed schema."""
 
+import dataclasses
 import json
 
 import pytest
@@ -76,3 +77,16 @@ def test_separator_config_checks_its_bounds():
         SeparatorConfig(overlap=0.9)
     with pytest.raises(ValueError, match="grids"):
         SeparatorConfig(grids=0)
+    with pytest.raises(
+        ValueError, match=r"SeparatorConfig\.mask_extension must be one of zeros, average, upper; got 'all'"
+    ):
+        SeparatorConfig(mask_extension="all")
+    with pytest.raises(ValueError, match=r"SeparatorConfig\.grids must be a int, got 2\.0"):
+        SeparatorConfig(grids=2.0)
+
+
+def test_a_config_holds_its_annotated_types_however_it_is_made():
+    config = dataclasses.replace(SPLEETER.unet, channels=[3, 4], dropout_blocks=1, dropout=0)
+    assert config.channels == (3, 4)
+    assert isinstance(config.dropout, float)
+    assert hash(config)

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def padded(wave, spectrogram):
-    frames = spectrogram.frames(wave.shape[-1])
+    frames = -(-(wave.shape[-1] + spectrogram.n_fft) // spectrogram.hop_length)
     behind = spectrogram.span(frames) - wave.shape[-1] - spectrogram.n_fft
     return torch.nn.functional.pad(wave, (spectrogram.n_fft, behind))
 
