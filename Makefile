@@ -1,9 +1,14 @@
-# `make` lists the targets. Variables: PYTHON and TORCH choose what .venv is made of, SONG what the demo separates.
+# `make` lists the targets. Variables: PYTHON and TORCH choose what .venv is made of, PYUNETSEP_CUDA (AUTO, ON, OFF)
+# whether the CUDA kernels are built; SONG is what the demo separates; REFERENCE and SONGS are folders for `bench`.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-SONG ?=
+PYUNETSEP_CUDA ?= AUTO
+export PYUNETSEP_CUDA SONG REFERENCE SONGS
 
 BIN := .venv/bin
+# What was installed, by name: another TORCH or PYUNETSEP_CUDA is another file, and installs anew.
+TORCH_STAMP := .venv/.torch-$(shell printf %s '$(TORCH)' | cksum | tr -cd 0-9)
+STAMP := .venv/.installed-$(PYUNETSEP_CUDA)
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long lint format bench sdist clean
@@ -13,43 +18,48 @@ help: ## list the targets
 
 # torch and the build's tools first: the package is then built against them, without a build environment of its own, so
 # that Ninja compiles only what changed.
-.venv/.torch:
+$(TORCH_STAMP):
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet '$(TORCH)' 'setuptools>=77' 'cmake>=3.24' ninja
-	@touch $@
+	@rm -f .venv/.torch-* .venv/.installed-* && touch $@
 
-.venv/.installed: .venv/.torch $(SOURCES)
+$(STAMP): $(TORCH_STAMP) $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
-	@touch $@
+	@rm -f .venv/.installed-* && touch $@
 
-install: .venv/.installed ## make .venv with torch, the package (editable) and all tools
+install: $(STAMP) ## make .venv with torch, the package (editable) and all tools
 
-demo: .venv/.installed ## separate SONG (or a built-in example) and say where the stems are
-	$(BIN)/python examples/demo.py $(if $(SONG),'$(SONG)')
+demo: $(STAMP) ## separate SONG (or a built-in example) and say where the stems are
+	$(BIN)/python examples/demo.py $${SONG:+"$$SONG"}
 
-test: .venv/.installed ## run the tests, but for the slow ones
+test: $(STAMP) ## run the tests, but for the slow ones
 	$(BIN)/python -m pytest
 
-test-long: .venv/.installed ## separate a song of three hours, and look at the memory (ten minutes)
+test-long: $(STAMP) ## separate a song of three hours, and look at the memory (ten minutes)
 	$(BIN)/python -m pytest -s -m slow tests/test_long_song.py
 
-lint: .venv/.installed ## ruff and mypy
+lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/.installed ## sort imports, lay out Python, and C++ where there is clang-format
+format: $(STAMP) ## sort imports, lay out Python, and C++ where there is clang-format
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 	if command -v clang-format; then clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*'); fi
 
-bench: .venv/.installed ## run every script in benchmarks/
-	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+bench: $(STAMP) ## measure speed, and quality where REFERENCE= and SONGS= are given; renew the README's tables
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/separate.py
+	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-json=benchmarks/results/ops_cpu.json
+	if [ -n "$$REFERENCE" ]; then $(BIN)/python benchmarks/fidelity.py "$$REFERENCE"; fi
+	if [ -n "$$SONGS" ]; then $(BIN)/python benchmarks/mask_extension.py "$$SONGS"; fi
+	$(BIN)/python benchmarks/readme.py
 
-sdist: .venv/.installed ## write the source distribution to dist/
+sdist: $(STAMP) ## write the source distribution to dist/
 	$(BIN)/python setup.py --quiet sdist
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info pyunetsep/_C.*.so .pytest_cache .hypothesis .benchmarks .mypy_cache .ruff_cache
-	rm -f .venv/.installed
+	rm -f .venv/.installed-*
 	find pyunetsep tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,7 +58,10 @@ def main() -> None:
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     folders = sorted(path for path in args.songs.iterdir() if path.is_dir())
     for folder, start in itertools.product(folders, args.starts):
-        vocals, rate = read(folder, "vocals", start, args.duration)
+        try:
+            vocals, rate = read(folder, "vocals", start, args.duration)
+        except ValueError:  # the song ends before
+            continue
         low, high = bands(vocals, rate)
         if rate < 4 * BAND_HZ or energy(high) < LEAST_HIGHS * energy(low) or energy(vocals) < 1e-6 * len(vocals):
             continue

@@ -1,6 +1,7 @@
 // The extension module pyunetsep._C: registers the ops with torch (torch.ops.pyunetsep.*; their fake and backward
-// halves are in pyunetsep/ops/kernels.py) and says what it was built with.
+// halves are in pyunetsep/ops/kernels.py), exposes the bare functions, and says what it was built with.
 #include <pybind11/pybind11.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
@@ -41,6 +42,12 @@ TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  // The same functions without torch's dispatcher: no autograd, no torch.compile, a tenth of the call's cost.
+  const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
+  module.def("ratio_mask", &pyunetsep::ratio_mask, pybind11::arg("magnitudes"), pybind11::arg("mixture"),
+             pybind11::arg("power"), pybind11::arg("epsilon"), without_gil);
+  module.def("overlap_add", &pyunetsep::overlap_add, pybind11::arg("frames"), pybind11::arg("window"),
+             pybind11::arg("hop_length"), without_gil);
   module.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;

@@ -1,5 +1,7 @@
 from typing import TypedDict
 
+from torch import Tensor
+
 class BuildInfo(TypedDict):
     torch: str
     compiler: str
@@ -8,3 +10,5 @@ class BuildInfo(TypedDict):
     cuda_architectures: str
 
 def build_info() -> BuildInfo: ...
+def ratio_mask(magnitudes: Tensor, mixture: Tensor | None, power: float, epsilon: float) -> Tensor: ...
+def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor: ...

@@ -17,7 +17,7 @@ from .errors import *  # noqa: F403
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import ModelConfig, SeparatorConfig, SpectrogramConfig, UNetConfig
+    from .config import PRESETS, ModelConfig, SeparatorConfig, SpectrogramConfig, UNetConfig
     from .separator import Separator, separate
     from .song_files import FileResult
     from .unet import UNet
@@ -30,10 +30,12 @@ _HOME = {
     "UNetConfig": "config",
     "SpectrogramConfig": "config",
     "ModelConfig": "config",
+    "PRESETS": "config",
     "SeparatorConfig": "config",
 }
 
 __all__ = [
+    "PRESETS",
     "FileResult",
     "ModelConfig",
     "Separator",

@@ -30,7 +30,7 @@ class OutputExistsError(AudioFileError):
 
 
 class CheckpointError(PyunetsepError, OSError):
-    """A model file that is damaged, hostile or not a model file; the message starts with its path."""
+    """A model that is damaged, hostile or not the one meant; the message starts with its path or name."""
 
 
 class UnknownModelError(PyunetsepError, ValueError):

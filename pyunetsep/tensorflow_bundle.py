@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +52,15 @@ class _Entry:
     sliced: bool
 
 
-def read_bundle(
-    prefix: str | os.PathLike[str], names: Iterable[str] | None = None, *, verify: bool = True
-) -> dict[str, npt.NDArray[np.generic]]:
-    """Reads tensors of a TensorFlow checkpoint.
+def read_bundle(prefix: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.generic]]:
+    """Reads the tensors of a TensorFlow checkpoint, but for those of types without a fixed size (strings and the like).
 
     Args:
         prefix: what the checkpoint's files begin with, its `.index` file, or the folder that holds it.
-        names: the tensors to read; None reads all but those of types without a fixed size (strings and the like).
-        verify: compare the CRC-32C of index and tensors with the stored ones.
     Returns:
         name -> array, in the order of the table (by name). bfloat16 comes as float32.
     Raises:
-        CheckpointError: a file is missing, damaged or hostile, or lacks one of `names`.
+        CheckpointError: a file is missing, damaged or hostile.
     """
     prefix = find_prefix(prefix)
     index = Path(f"{prefix}.index")
@@ -73,20 +69,15 @@ def read_bundle(
             raw = file.read(MAX_INDEX_BYTES + 1)
         if len(raw) > MAX_INDEX_BYTES:
             raise ValueError(f"larger than the {MAX_INDEX_BYTES} bytes that an index may have")
-        shards, entries = _read_index(raw, verify)
-        if names is None:
-            names = [name for name, entry in entries.items() if entry.dtype in DTYPES]
-        wanted = {name: entries.get(name) for name in names}
-        if missing := [name for name, entry in wanted.items() if entry is None]:
-            raise ValueError(f"{len(missing)} of {len(wanted)} tensors are missing, among them {missing[0]!r}")
-        found = {name: entry for name, entry in wanted.items() if entry is not None}
-        for name, entry in found.items():
+        shards, entries = _read_index(raw)
+        entries = {name: entry for name, entry in entries.items() if entry.dtype in DTYPES}
+        for name, entry in entries.items():
             _check_entry(name, entry, shards)
-        if sum(entry.size for entry in found.values()) > MAX_DATA_BYTES:
+        if sum(entry.size for entry in entries.values()) > MAX_DATA_BYTES:
             raise ValueError(f"more than {MAX_DATA_BYTES} bytes of tensors")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{index}: {_reason(error)}") from error
-    return {name: _read_tensor(prefix, shards, name, entry, verify) for name, entry in found.items()}
+    return {name: _read_tensor(prefix, shards, name, entry) for name, entry in entries.items()}
 
 
 def find_prefix(path: str | os.PathLike[str]) -> Path:
@@ -120,20 +111,20 @@ def find_prefix(path: str | os.PathLike[str]) -> Path:
     return path / re.split(r"[/\\]", match[1])[-1]
 
 
-def _read_index(raw: bytes, verify: bool) -> tuple[int, dict[str, _Entry]]:
+def _read_index(raw: bytes) -> tuple[int, dict[str, _Entry]]:
     """The number of shards and all entries of an index file."""
     if len(raw) < FOOTER_BYTES or not raw.endswith(MAGIC):
         raise ValueError("not the index of a TensorFlow checkpoint: it does not end in the table's magic number")
     footer = _Reader(raw[-FOOTER_BYTES : -len(MAGIC)])
     footer.handle()  # the metaindex: unused by TensorFlow
-    blocks = [_Reader(value).handle() for _, value in _entries(raw, footer.handle(), verify)]
+    blocks = [_Reader(value).handle() for _, value in _entries(raw, footer.handle())]
     if sum(size + TRAILER_BYTES for _, size in blocks) > len(raw):
         raise ValueError("its blocks overlap: together they are larger than the file")
 
     table: dict[bytes, bytes] = {}
     previous = None
     for block in blocks:
-        for key, value in _entries(raw, block, verify):
+        for key, value in _entries(raw, block):
             if previous is not None and key <= previous:
                 raise ValueError(f"its names are out of order or doubled at {key[:60]!r}")
             table[key] = value
@@ -151,14 +142,14 @@ def _read_index(raw: bytes, verify: bool) -> tuple[int, dict[str, _Entry]]:
     return shards, {key.decode(): _entry(value) for key, value in table.items()}
 
 
-def _entries(raw: bytes, handle: tuple[int, int], verify: bool) -> Iterator[tuple[bytes, bytes]]:
+def _entries(raw: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
     """The keys and values of one block; a key is stored as what it adds to the beginning of the one before."""
     offset, size = handle
     if offset + size + TRAILER_BYTES > len(raw) - FOOTER_BYTES or size < 4:
         raise ValueError(f"a block of {size} bytes at {offset} does not fit into the file")
     body, trailer = raw[offset : offset + size], _Reader(raw[offset + size : offset + size + TRAILER_BYTES])
     compression = trailer.take(1)
-    if verify and trailer.fixed(4) != _masked(crc32c(body + compression)):
+    if not _is_intact(body + compression, trailer.fixed(4)):
         raise ValueError(f"the block at {offset} is damaged (CRC-32C)")
     if compression != b"\0":
         raise ValueError(f"the block at {offset} is compressed; only uncompressed tables are read")
@@ -192,9 +183,7 @@ def _entry(message: bytes) -> _Entry:
 
 def _check_entry(name: str, entry: _Entry, shards: int) -> None:
     problem = None
-    if entry.dtype not in DTYPES:
-        problem = f"is of TensorFlow's type {entry.dtype}, which is not read"
-    elif entry.sliced:
+    if entry.sliced:
         problem = "is a partitioned variable, which is not read"
     elif len(entry.shape) > MAX_DIMS or math.prod(max(size, 1) for size in entry.shape) > MAX_DATA_BYTES:
         problem = f"is too large: {entry.shape[:MAX_DIMS]}"
@@ -206,7 +195,7 @@ def _check_entry(name: str, entry: _Entry, shards: int) -> None:
         raise ValueError(f"tensor {name!r} {problem}")
 
 
-def _read_tensor(prefix: Path, shards: int, name: str, entry: _Entry, verify: bool) -> npt.NDArray[np.generic]:
+def _read_tensor(prefix: Path, shards: int, name: str, entry: _Entry) -> npt.NDArray[np.generic]:
     shard = Path(f"{prefix}.data-{entry.shard:05d}-of-{shards:05d}")
     try:
         with open(shard, "rb") as file:
@@ -219,7 +208,7 @@ def _read_tensor(prefix: Path, shards: int, name: str, entry: _Entry, verify: bo
             file.seek(entry.offset)
             if file.readinto(raw.data) != entry.size:
                 raise ValueError(f"shrank while tensor {name!r} was read")
-        if verify and _masked(crc32c(raw)) != entry.crc:
+        if not _is_intact(raw, entry.crc):
             raise ValueError(f"tensor {name!r} is damaged (CRC-32C)")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{shard}: {_reason(error)}") from error
@@ -350,6 +339,10 @@ def _shift_bits(register: int, count: int) -> int:
     for _ in range(count):
         register = (register >> 1) ^ (POLYNOMIAL if register & 1 else 0)
     return register
+
+
+def _is_intact(data: bytes | npt.NDArray[np.uint8], stored: int) -> bool:
+    return _masked(crc32c(data)) == stored
 
 
 def _masked(crc: int) -> int:

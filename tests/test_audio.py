@@ -4,9 +4,11 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import stat
 import struct
 import sys
+import tempfile
 import tracemalloc
 import unicodedata
 
@@ -23,7 +25,6 @@ from pyunetsep.audio import (
     Resampler,
     extension,
     output_format,
-    resample,
     spool_stdin,
     writing,
 )
@@ -206,8 +207,6 @@ def test_formats_that_cannot_hold_nothing_say_so(tmp_path):
     for format in (MP3, OPUS, AudioFormat("FLAC", "PCM_16")):
         with pytest.raises(AudioFormatError, match="0 samples"):
             write(tmp_path / "b", nothing, format)
-        with pytest.raises(AudioFileError, match=r"empty|not an audio file"):
-            write(tmp_path / "b", nothing, format, samples=None)
     assert folder_of(tmp_path) == ["a.wav"]
 
 
@@ -491,16 +490,22 @@ def test_without_pyav_the_error_says_what_to_install(tmp_path, monkeypatch):
         AudioReader(tmp_path / "song.m4a")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged")
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damage_never_raises_anything_but_an_audio_file_error(data):
+def test_damage_never_raises_anything_but_an_audio_file_error(folder, data):
     format = data.draw(st.sampled_from([WAV_16, AudioFormat("AIFF", "PCM_16"), AudioFormat("CAF", "PCM_16"), MP3]))
     content = bytearray(encoded(format, noise(samples=200)))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, min(150, len(content) - 1)))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(0, len(content)))]
+    path = folder / "a"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        with AudioReader(io.BytesIO(content)) as reader:
+        with AudioReader(path) as reader:
             for _ in zip(range(100), reader.blocks(4096), strict=False):
                 pass
     except AudioFileError:
@@ -539,8 +544,6 @@ def test_m4a(tmp_path, channels):
     np.testing.assert_array_equal(
         whole[:, 22_050:32_050], read(tmp_path / "a.m4a", start_s=0.5, duration_s=10_000 / 44_100)
     )
-    with open(tmp_path / "a.m4a", "rb") as file:
-        np.testing.assert_array_equal(whole, read(file))
 
 
 def test_a_truncated_m4a_is_an_error(tmp_path):
@@ -551,6 +554,40 @@ def test_a_truncated_m4a_is_an_error(tmp_path):
         (tmp_path / "a.m4a").write_bytes(data[:-lost])
         with pytest.raises(AudioFileError, match=r"a\.m4a: (cut off|damaged)"):
             AudioReader(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_an_m4a_without_its_end_is_called_cut_off(tmp_path, kept):
+    write_m4a(tmp_path / "a.m4a", noise(samples=50_000))  # its index comes last
+    data = (tmp_path / "a.m4a").read_bytes()
+    (tmp_path / "a.m4a").write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(TruncatedAudioError, match=r"a\.m4a: cut off, or never completed: its index is damaged"):
+        AudioReader(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "aac"), ("webm", "libopus"), ("matroska", "libmp3lame")])
+def test_a_truncated_matroska_file_is_an_error(tmp_path, container, codec):
+    write_m4a(tmp_path / "a.mkv", noise(samples=150_000), 48_000, container, codec)
+    assert read(tmp_path / "a.mkv").shape[1] >= 149_000
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data[: len(data) // 2])
+    with pytest.raises(TruncatedAudioError, match=r"a\.mkv: cut off: its header promises 3\.\d+ seconds, 1\.\d+ are"):
+        AudioReader(tmp_path / "a.mkv")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("codec", ["libmp3lame", "libopus"])
+def test_a_matroska_stream_without_length_is_read_to_its_end(tmp_path, codec, cut):
+    write_m4a(tmp_path / "a.mkv", noise(samples=150_000), 48_000, "matroska", codec, live="1")
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data[: len(data) // 2] if cut else data)
+    assert read(tmp_path / "a.mkv").shape[1] > 70_000
+
+
+@pytest.mark.parametrize("container", ["mov", "avi"])
+def test_films_whose_header_counts_samples_are_whole(tmp_path, container):
+    write_m4a(tmp_path / "a", noise(samples=50_000), 44_100, container, "pcm_s16le")
+    assert read(tmp_path / "a").shape == (2, 50_000)
 
 
 def test_an_m4a_is_written_as_a_float_wav():
@@ -564,7 +601,7 @@ def test_an_m4a_is_written_as_a_float_wav():
 
 def test_no_file_has_its_name_before_it_is_complete(tmp_path):
     wave = noise()
-    with AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=None, format=WAV_16) as writer:
+    with AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=20_000, format=WAV_16) as writer:
         writer.write(wave)
         (temporary,) = folder_of(tmp_path)
         assert temporary.startswith(".a.wav.")
@@ -581,7 +618,7 @@ def test_no_file_has_its_name_before_it_is_complete(tmp_path):
 def test_without_commit_nothing_stays(tmp_path, error):
     with (
         pytest.raises(error) if error else contextlib.nullcontext(),
-        AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=None, format=WAV_16) as writer,
+        AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=20_000, format=WAV_16) as writer,
     ):
         writer.write(noise())
         if error:
@@ -608,7 +645,7 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path, links, monkeypatch):
 
         monkeypatch.setattr(os, "link", no_links)
         write(tmp_path / "b.wav", noise())
-    with AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=None, format=WAV_16) as writer:
+    with AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=20_000, format=WAV_16) as writer:
         writer.write(noise())
         (tmp_path / "a.wav").write_text("mine")
         with pytest.raises(OutputExistsError):
@@ -718,19 +755,15 @@ def test_an_interrupt_while_libsndfile_writes_is_an_interrupt(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("format", [WAV_16, AudioFormat("WAV", "FLOAT"), AudioFormat("WAVEX", "PCM_24")], ids=str)
-@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_a_wav_over_the_limit_becomes_rf64(tmp_path, monkeypatch, format, known, channels):
+def test_a_wav_over_the_limit_becomes_rf64(tmp_path, monkeypatch, format, channels):
     wave = noise(channels)
-    samples = wave.shape[1] if known else None
-    write(tmp_path / "small.wav", wave, format, samples=samples)
+    write(tmp_path / "small.wav", wave, format)
     assert (tmp_path / "small.wav").read_bytes()[:4] == b"RIFF"
     monkeypatch.setattr(writing, "MAX_RIFF_BYTES", 10_000)
-    write(tmp_path / "large.wav", wave, format, samples=samples)
+    write(tmp_path / "large.wav", wave, format)
     assert (tmp_path / "large.wav").read_bytes()[:4] == b"RF64"
     np.testing.assert_array_equal(read(tmp_path / "small.wav"), read(tmp_path / "large.wav"))
-    soundfile_reads, _ = soundfile.read(tmp_path / "small.wav", dtype="float32", always_2d=True)
-    np.testing.assert_array_equal(soundfile_reads.T, read(tmp_path / "small.wav"))
 
 
 def test_aiff_over_the_limit_is_refused(tmp_path):
@@ -784,7 +817,7 @@ def test_names_that_are_not_unicode(tmp_path):
 )
 def test_only_waves_can_be_written(tmp_path, wave):
     with (
-        AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=None, format=WAV_16) as writer,
+        AudioWriter(tmp_path / "a.wav", sample_rate_hz=8000, channels=2, samples=20_000, format=WAV_16) as writer,
         pytest.raises(InvalidAudioError, match="want float32 or float64"),
     ):
         writer.write(wave)
@@ -872,25 +905,33 @@ def test_a_format_that_does_not_fit_leaves_no_file(tmp_path):
 # Streams
 
 
-def test_file_objects(tmp_path):
-    data = encoded(WAV_16)
-    file = io.BytesIO(data)
-    (tmp_path / "a.wav").write_bytes(data)
-    np.testing.assert_array_equal(read(file), read(tmp_path / "a.wav"))
-    assert not file.closed
-    np.testing.assert_array_equal(read(file, start_s=0.1), read(tmp_path / "a.wav", start_s=0.1))
-
-
 def test_a_pipe_is_spooled():
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe, open(writer, "wb") as end:
-        with pytest.raises(AudioFileError, match="spool_stdin"):
-            AudioReader(pipe)
+        if os.path.exists("/dev/fd"):
+            with pytest.raises(AudioFileError, match="spool_stdin"):
+                AudioReader(f"/dev/fd/{reader}")
         end.write(patched_wav(0xFFFFFFFF, 0xFFFFFFFF, noise(samples=4000)))
         end.close()
         with spool_stdin(pipe) as path:
             assert read(path).shape == (2, 4000)
-        assert not os.path.exists(path)
+            assert os.path.basename(path) == "stdin"
+        assert not os.path.exists(os.path.dirname(path))
+
+
+def test_a_full_disk_while_a_pipe_is_spooled(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with (
+        pytest.raises(AudioFileError, match=r"^standard input: copying it to .*: no space left") as caught,
+        spool_stdin(io.BytesIO(b"music")),
+    ):
+        pass
+    assert caught.value.errno == errno.ENOSPC and folder_of(tmp_path) == []
 
 
 def test_memory_stays_flat(tmp_path):
@@ -912,6 +953,12 @@ def test_memory_stays_flat(tmp_path):
 
 
 # Resampling
+
+
+def resample(wave, from_hz, to_hz):
+    resampler = Resampler(from_hz, to_hz, wave.shape[0], wave.dtype)
+    return np.concatenate([resampler.push(wave), resampler.flush()], axis=1)
+
 
 RATES_HZ = [8000, 8192, 11025, 16000, 22050, 44100, 48000, 96000, 192000]
 
@@ -988,8 +1035,9 @@ def test_the_last_sample_survives_there_and_back(rate_hz):
 
 def test_equal_rates_pass_the_wave_on():
     wave = noise()
-    assert resample(wave, 44_100, 44_100) is wave
-    assert Resampler(8000, 8000, 2).flush().shape == (2, 0)
+    resampler = Resampler(44_100, 44_100, 2)
+    assert resampler.push(wave) is wave
+    assert resampler.flush().shape == (2, 0)
 
 
 @pytest.mark.parametrize("arguments", [(0, 8000, 1), (8000, -1, 1), (8000, 8000, 0)])

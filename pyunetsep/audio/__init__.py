@@ -4,9 +4,10 @@ Reading and writing never lose samples in silence: a file that ends before its h
 output appears under its name only when it is complete.
 """
 
+from .files import SampleQueue, Wave
 from .formats import AudioFormat, extension, output_format
 from .reading import AudioReader, spool_stdin
-from .resampling import Resampler, resample
+from .resampling import Resampler
 from .writing import AudioWriter
 
 __all__ = [
@@ -14,8 +15,9 @@ __all__ = [
     "AudioReader",
     "AudioWriter",
     "Resampler",
+    "SampleQueue",
+    "Wave",
     "extension",
     "output_format",
-    "resample",
     "spool_stdin",
 ]

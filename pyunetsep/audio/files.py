@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from ..errors import AudioFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+Wave = NDArray[np.floating]  # [channels, samples]
 
 
 def file_error(path: str, reason: Exception | str) -> AudioFileError:

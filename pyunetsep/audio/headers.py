@@ -164,6 +164,20 @@ def ends_within_ogg_page(file: BinaryIO) -> bool:
     return at + 27 + head[26] + sum(lacing) > len(tail)
 
 
+def ends_within_mp4_box(file: BinaryIO) -> bool:
+    """Whether an MP4 file (m4a, mov) lacks its end or its index. Meant for files that cannot be decoded."""
+    end = file.seek(0, os.SEEK_END)
+    at = 0
+    kinds: list[bytes] = []
+    while len(kinds) < _MAX_CHUNKS and len(head := _read(file, at, 16)) >= 8:
+        size, kind = struct.unpack(">I4s", head[:8])
+        if size == 1:  # a 64-bit size follows
+            size = int.from_bytes(head[8:], "big")
+        at += max(size, 8) if size else end - at
+        kinds.append(kind)
+    return kinds[:1] == [b"ftyp"] and (at > end or (b"mdat" in kinds and b"moov" not in kinds))
+
+
 @dataclass(frozen=True)
 class Mp3Header:
     """The first frame of an MPEG audio file, after its ID3v2 tags.

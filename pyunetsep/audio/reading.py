@@ -16,7 +16,7 @@ import soundfile
 from ..errors import AudioFileError, TruncatedAudioError
 from .files import GuardedFile, SampleQueue, SequentialSoundFile, SplicedFile, file_error
 from .formats import SAMPLE_BYTES, AudioFormat
-from .headers import closed_header, ends_within_ogg_page, mp3_header, sound_extent
+from .headers import closed_header, ends_within_mp4_box, ends_within_ogg_page, mp3_header, sound_extent
 
 _BLOCK = 1 << 16
 _UNKNOWN = 1 << 40  # libsndfile says 2^63 - 1, an unbounded MP3 2^31 frames of 576 or 1152 samples
@@ -52,11 +52,11 @@ class AudioReader:
     floats by 2^(1 - bits); values beyond full scale stay.
 
     Args:
-        path: of the file; or a seekable binary file object, which is read from its beginning and left open.
+        path: of the file.
         start_s: where the excerpt starts, to the nearest sample.
         duration_s: how long it is; None, or more than there is, for all up to the end.
     Attributes:
-        path: as a string; the name of a file object, or "<stream>".
+        path: as a string.
         sample_rate_hz, channels: of the file.
         samples: of the excerpt.
         format: an `AudioFormat`.
@@ -64,22 +64,26 @@ class AudioReader:
     Raises:
         AudioFileError: no such file (`errno` says so), not readable, or not audio.
         TruncatedAudioError: the file ends before its header says it does. Known on opening for WAV, W64, AIFF, CAF,
-            AU, Ogg, for MP3 with a Xing header and for what PyAV reads, else when `read` gets there.
+            AU, Ogg, for MP3 with a Xing header, m4a, mp4 and Matroska, else when `read` gets there.
         ValueError: the excerpt starts beyond the end; a time is negative or NaN.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str] | BinaryIO, *, start_s: float = 0.0, duration_s: float | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, start_s: float = 0.0, duration_s: float | None = None) -> None:
         if not start_s >= 0:
             raise ValueError(f"start_s: got {start_s}, want seconds from 0 on")
         if duration_s is not None and not duration_s > 0:
             raise ValueError(f"duration_s: got {duration_s}, want seconds above 0, or None")
-        self._owned: BinaryIO | None = None
+        self.path = os.fspath(path)
         self._decoder: _Decoder | None = None
         self._position = 0
         try:
-            self._decoder = self._open(path)
+            self._file = open(self.path, "rb")  # noqa: SIM115 - close() closes it
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            raise file_error(self.path, error) from None
+        try:
+            if not self._file.seekable():
+                raise file_error(self.path, "cannot seek in it; copy a pipe with spool_stdin() first")
+            self._decoder = _decoder(self._file, self.path)
             self.sample_rate_hz, self.channels = self._decoder.sample_rate_hz, self._decoder.channels
             self.format, self.dtype = self._decoder.format, self._decoder.dtype
             total = self._decoder.samples
@@ -131,30 +135,13 @@ class AudioReader:
         decoder, self._decoder = self._decoder, None
         if decoder is not None:
             decoder.close()
-        owned, self._owned = self._owned, None
-        if owned is not None:
-            owned.close()
+        self._file.close()
 
     def __enter__(self) -> AudioReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _open(self, path: str | os.PathLike[str] | BinaryIO) -> _Decoder:
-        if isinstance(path, (str, os.PathLike)):
-            self.path = os.fspath(path)
-            try:
-                self._owned = open(self.path, "rb")  # noqa: SIM115 - close() closes it
-            except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-                raise file_error(self.path, error) from None
-            self._file: BinaryIO = self._owned
-        else:
-            self.path = str(getattr(path, "name", "<stream>"))
-            self._file = path
-        if not self._file.seekable():
-            raise file_error(self.path, "cannot seek in it; copy a pipe with spool_stdin() first")
-        return _decoder(self._file, self.path)
 
 
 def _count(decoder: _Decoder) -> int:
@@ -184,9 +171,9 @@ def _decoder(file: BinaryIO, path: str) -> _Decoder:
         try:
             return _AvDecoder(file, path)
         except _NotAudio as error:
-            raise file_error(
-                path, f"not an audio file that libsndfile or FFmpeg knows ({reason}; {error})".lower()
-            ) from None
+            if ends_within_mp4_box(file):
+                raise TruncatedAudioError(f"{path}: cut off, or never completed: its index is damaged") from None
+            raise file_error(path, f"{error} (libsndfile: {reason})") from None
     except AudioFileError:
         raise
     except OSError as error:
@@ -306,10 +293,11 @@ class _AvDecoder:
         try:
             self._container: Any = av.open(file, options={"format_whitelist": _AV_FORMATS})
         except (self._av_error, ValueError) as error:
-            raise _NotAudio(str(error.strerror if isinstance(error, av.error.FFmpegError) else error)) from None
+            text = str(error.strerror if isinstance(error, av.error.FFmpegError) else error)
+            raise _NotAudio(f"not an audio file that libsndfile or FFmpeg knows: {text}") from None
         try:
             if not self._container.streams.audio:
-                raise file_error(path, "holds no sound")
+                raise _NotAudio("holds no sound")
             self._stream = self._container.streams.audio[0]
             name = PurePath(path).suffix[1:] or self._container.format.name.split(",")[0]
             self.format = AudioFormat(name.upper(), self._stream.codec_context.name.upper())
@@ -325,9 +313,13 @@ class _AvDecoder:
         self._queue.push(first)
 
     def _decode(self, to_float: Any) -> Iterator[np.ndarray]:
-        packets = 0
+        packets, end_s = 0, 0.0
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._container.demux():
+                if packet.pts is not None and packet.time_base:
+                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream.index != self._stream.index:
+                    continue
                 packets += packet.size > 0
                 for frame in [*packet.decode(), *([] if packet.size else [None])]:
                     for converted in to_float.resample(frame):
@@ -336,9 +328,21 @@ class _AvDecoder:
                         yield converted.to_ndarray()
         except self._av_error as error:
             raise file_error(self._path, f"damaged ({error.strerror})") from None
-        if packets < self._stream.frames:
+        self._check_whole(packets, end_s)
+
+    def _check_whole(self, packets: int, end_s: float) -> None:
+        """Compare what came with what the header promises, in the containers whose header can be trusted."""
+        container, stream = self._container, self._stream
+        promised, there, unit, tolerance = 0.0, 0.0, "", 0.0
+        if container.format.name.startswith("mov,") and not stream.codec_context.name.startswith("pcm_"):
+            promised, there, unit = stream.frames, packets, "packets"  # of PCM it counts samples
+        elif container.format.name.startswith("matroska,") and stream.duration is None and container.duration:
+            # the length of the longest stream; where the header has none, FFmpeg guesses that of each stream, too
+            promised, there, unit = container.duration / 1e6, end_s, "seconds"
+            tolerance = max(1.0, 0.01 * promised)  # muxers round, or count a last frame that is not there
+        if there < promised - tolerance:
             raise TruncatedAudioError(
-                f"{self._path}: cut off: its header promises {self._stream.frames} packets, {packets} are there"
+                f"{self._path}: cut off: its header promises {promised:.10g} {unit}, {there:.10g} are there"
             )
 
     def read(self, samples: int) -> np.ndarray:
@@ -364,17 +368,15 @@ def spool_stdin(stream: BinaryIO) -> Iterator[str]:
     Args:
         stream: binary, such as `sys.stdin.buffer`.
     Yields:
-        The path of the copy, which goes when the context ends.
+        The path of the copy, which is named "stdin" and goes when the context ends.
     Raises:
         AudioFileError: the copy could not be written.
     """
-    descriptor, path = tempfile.mkstemp(prefix="pyunetsep-stdin-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="pyunetsep-") as folder:
+        path = os.path.join(folder, "stdin")
         try:
-            with open(descriptor, "wb") as copy:
+            with open(path, "wb") as copy:
                 shutil.copyfileobj(stream, copy, 1 << 20)
         except OSError as error:
-            raise file_error(path, error) from error
+            raise file_error(f"standard input: copying it to {folder}", error) from error
         yield path
-    finally:
-        os.unlink(path)

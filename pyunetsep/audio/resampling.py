@@ -1,4 +1,4 @@
-"""Change of the sample rate, whole or block by block, with the same samples."""
+"""Change of the sample rate, block by block."""
 
 from __future__ import annotations
 
@@ -63,18 +63,3 @@ class Resampler:
         output = self._stream.resample_chunk(np.ascontiguousarray(wave.T), last=last)
         self._returned += len(output)
         return np.ascontiguousarray(output.T)
-
-
-def resample(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """`Resampler` in one call.
-
-    Args:
-        wave: [channels, samples], float32 or float64.
-        from_hz: its rate.
-        to_hz: the rate wanted.
-    Returns:
-        [channels, ceil(samples * to_hz / from_hz)], same dtype; `wave` itself if the rates are equal.
-    """
-    resampler = Resampler(from_hz, to_hz, wave.shape[0], wave.dtype)
-    block = resampler.push(wave)
-    return block if from_hz == to_hz else np.concatenate([block, resampler.flush()], axis=1)

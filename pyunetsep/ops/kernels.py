@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pyunetsep._C import BuildInfo
+    from .._C import BuildInfo
 
 _REINSTALL = "`pip install --force-reinstall --no-deps --no-cache-dir pyunetsep` (in a source tree: `pip install .`)"
 
@@ -22,7 +22,7 @@ if importlib.util.find_spec("pyunetsep._C") is None:
         "or `python setup.py build_ext --inplace` to work in it"
     )
 try:
-    from pyunetsep import _C
+    from .. import _C
 except ImportError as error:
     raise ImportError(
         f"pyunetsep's compiled extension does not load next to torch {torch.__version__}, and was probably built "

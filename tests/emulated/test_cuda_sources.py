@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge import judge
 from torch import Tensor
 
 from pyunetsep.ops import reference
+from tests.judge import judge
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
