@@ -265,7 +265,7 @@ def change_at(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (change_at("architecture", to="os.system"), "its architecture is 'os.system'; known is 'unet'"),
         (change_at("config", to=None), "missing: 'config'"),
         (change_at("extra", to=1), "unknown: 'extra'"),
-        (change_at("config", "extra", to=1), "config: unknown extra"),
+        (change_at("config", "extra", to=1), "config: unknown 'extra'"),
         (change_at("config", "stems", to=None), "config: missing stems"),
         (change_at("config", "stems", to=["../vocals", "b"]), "plain words"),
         (change_at("config", "unet", "channels", to=[2, 10**9]), "UNetConfig.channels must be"),
