@@ -25,10 +25,23 @@ def speed() -> str:
     )
     return (
         f"Array to stems, {results['seconds']:.0f} s of stereo, median (and extremes) of alternating runs on "
-        f"{context['threads']} threads of {_a(context['cpu'])}, torch {context['torch']}; "
+        f"{context['threads']} threads of {_a(context['cpu'])}, torch {context['torch']};\n"
         f"peak memory {results['peak_gib']:.1f} GiB:\n\n"
         f"| mode | time | times real time |\n| --- | --- | --- |\n{rows}"
     )
+
+
+def kernels() -> str:
+    runs = {run["name"]: run["stats"] for run in load("ops_cpu")["benchmarks"]}
+    rows = []
+    for op in ("ratio_mask", "overlap_add"):
+        kernel, plain = (runs[f"test_{op}[{rival}-cpu]"] for rival in ("kernel", "plain PyTorch"))
+        times = " | ".join(
+            f"{1e3 * stats['median']:.1f} ms (IQR {1e3 * stats['iqr']:.1f})" for stats in (kernel, plain)
+        )
+        rows.append(f"| `{op}` | {times} | {plain['median'] / kernel['median']:.1f} |")
+    header = "| op, one block of a song | kernel, median | plain PyTorch | ratio |\n| --- | --- | --- | --- |\n"
+    return header + "\n".join(rows)
 
 
 def fidelity() -> str:
@@ -61,7 +74,7 @@ def _a(name: str) -> str:
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for table in (speed, fidelity, extension):
+    for table in (speed, kernels, fidelity, extension):
         marker = table.__name__
         parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
         if len(parts) != 2:
