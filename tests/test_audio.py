@@ -495,7 +495,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("damaged")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damage_never_raises_anything_but_an_audio_file_error(folder, data):
     format = data.draw(st.sampled_from([WAV_16, AudioFormat("AIFF", "PCM_16"), AudioFormat("CAF", "PCM_16"), MP3]))
@@ -963,7 +963,7 @@ def resample(wave, from_hz, to_hz):
 RATES_HZ = [8000, 8192, 11025, 16000, 22050, 44100, 48000, 96000, 192000]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 5000), st.sampled_from(RATES_HZ), st.sampled_from(RATES_HZ))
 def test_resampled_length(samples, from_hz, to_hz):
     wave = resample(noise(1, samples), from_hz, to_hz)
@@ -984,7 +984,7 @@ def test_resampled_length_of_extreme_rates(rates, samples):
         assert wave.dtype == dtype
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 3000), max_size=12),
     st.sampled_from(RATES_HZ),

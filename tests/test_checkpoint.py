@@ -353,7 +353,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_random_damage_is_a_checkpoint_error_or_other_weights(sound: Path, data: st.DataObject) -> None:
     path = sound.with_name("damaged.safetensors")

@@ -119,7 +119,7 @@ def test_overlap_add_inverts_a_stft(n_fft, device):
     torch.testing.assert_close(ops.overlap_add(frames, window, hop_length)[inside], wave[inside])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(0, 3), frames=st.integers(0, 40), n_fft=st.integers(1, 300), data=st.data())
 def test_overlap_add_of_any_shape_is_the_transpose_of_framing(rows, frames, n_fft, data):
     """<overlap_add(x), y> = <x, framed y> for all shapes, on integers, where float64 is exact."""

@@ -202,7 +202,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_random_damage_is_a_checkpoint_error_or_harmless(sound: Path, data: st.DataObject) -> None:
     damaged = sound.with_name("damaged")
