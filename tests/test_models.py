@@ -452,6 +452,8 @@ def test_the_registry_fits_the_specification() -> None:
 def test_the_published_model_can_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("PYUNETSEP_OFFLINE") == "1":
         pytest.skip("downloads 73 MB, and PYUNETSEP_OFFLINE=1")
+    if os.environ.get("CI") != "true" and models.verify("spleeter-2stems").status == "ok":
+        pytest.skip("downloads 73 MB; the cached model came that way and is sound (CI=true downloads it again)")
     monkeypatch.setenv("PYUNETSEP_CACHE", str(tmp_path))
     try:
         models.fetch("spleeter-2stems", notify=silent)
