@@ -10,9 +10,8 @@ from pyunetsep.plot import plot_stems
 from tests.tiny import noise
 
 
-@pytest.mark.parametrize("channels", [0, 1, 2])
-@pytest.mark.parametrize("samples", [1, 3_000, 100_000])
-def test_a_picture_of_any_song(tmp_path, channels, samples):
+@pytest.mark.parametrize(("samples", "channels"), [(1, 0), (3_000, 1), (100_000, 2)])
+def test_a_picture_of_any_song(tmp_path, samples, channels):
     pytest.importorskip("matplotlib")
     mixture = noise(max(1, channels), samples).T.numpy()
     mixture = mixture if channels else mixture[:, 0]
