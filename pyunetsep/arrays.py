@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -36,7 +37,8 @@ class ArrayLayout:
             songs = _array_songs(np.asarray(audio))
             self.dtype = audio.dtype.name
         else:
-            raise TypeError(f"audio must be a NumPy array or a dense torch tensor, got {type(audio).__name__}")
+            hint = "; Separator.separate_file takes a path" if isinstance(audio, (str, os.PathLike)) else ""
+            raise TypeError(f"audio must be a NumPy array or a dense torch tensor, got {type(audio).__name__}{hint}")
         if self.dtype not in (*SCALES, *FLOATS):
             raise TypeError(f"audio must be {', '.join((*SCALES, *FLOATS))}; got {self.dtype}")
         channels = songs.shape[1]
@@ -76,7 +78,7 @@ class ArrayLayout:
         peak = float(np.abs(waves).max(initial=0.0))
         if peak * SCALES[self.dtype] > limits.max + 1:
             warnings.warn(
-                f"{name} peaks at {peak:.3f} of full scale and was clipped; rescale=True turns all stems down together",
+                f"{name} peaks at {peak:.4f} of full scale and was clipped; rescale=True turns all stems down together",
                 ClippingWarning,
                 stacklevel=4,
             )

@@ -88,6 +88,11 @@ class Separator:
     def __init__(
         self, checkpoint: Checkpoint, *, device: str | torch.device = "auto", config: SeparatorConfig | None = None
     ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(
+                f"checkpoint must be a Checkpoint, got {type(checkpoint).__name__}; "
+                "Separator.from_pretrained loads a model by name or path"
+            )
         self.model, self.info = checkpoint.config, checkpoint.info
         self.device = choose_device(device)
         self.config = config or SeparatorConfig()
@@ -97,6 +102,9 @@ class Separator:
         }
         for network in self.networks.values():  # the layout that convolutions are fastest in, on CPU and GPU
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        return f"Separator({self.info.name!r}, device={str(self.device)!r})"
 
     @classmethod
     def from_pretrained(

@@ -108,8 +108,8 @@ def write_stems(
     for stem, writer in writers.items():
         if writer.clipped_samples:
             warnings.warn(
-                f"{outputs[stem]}: {stem} peaks at {writer.peak:.3f} of full scale, and {writer.clipped_samples} "
-                "samples were clipped; --rescale turns all stems down together, --subtype FLOAT keeps them as they are",
+                f"{outputs[stem]}: {stem} peaks at {writer.peak:.4f} of full scale, samples clipped: "
+                f"{writer.clipped_samples}; --rescale turns all stems down together, --subtype FLOAT keeps them",
                 ClippingWarning,
                 stacklevel=3,
             )
@@ -123,7 +123,7 @@ def _folder(path: Path) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise file_error(str(path), error) from None
+        raise file_error(f"{path}: the output folder cannot be made", error) from None
     try:
         yield
     finally:

@@ -104,7 +104,7 @@ def test_json_says_what_was_done(pyunetsep, model, song, tmp_path):
             "argument --skip-existing: not allowed with argument --overwrite",
         ),
         (["separate", "none.wav"], 1, "pyunetsep: error: none.wav: no such file or directory\n"),
-        (["separate", "song.wav", "--start", "99"], 1, "start_s: got 99.0, but song.wav ends at 2.5 s"),
+        (["separate", "song.wav", "--start", "99"], 1, "song.wav: --start: got 99.0, but song.wav ends at 2.5 s"),
         (
             ["separate", "song.wav", "--format", "flac", "--subtype", "FLOAT"],
             1,
@@ -117,6 +117,10 @@ def test_json_says_what_was_done(pyunetsep, model, song, tmp_path):
             "'none' is neither the name of a model nor a file or folder; ",
         ),
         (["separate", "song.wav", "--model", "song.wav"], 3, "song.wav: not a .safetensors model"),
+        (["separate", "song.wav", "--start", "-1"], 2, "--start: want seconds, m:ss or h:mm:ss, got '-1'"),
+        (["separate", "song.wav", "--start", "nan"], 2, "--start: want seconds, m:ss or h:mm:ss, got 'nan'"),
+        (["separate", "song.wav", "--duration", "0:00"], 2, "--duration must be above 0"),
+        (["separate", "song.wav", "-o", ""], 2, "-o needs the name of a folder, got an empty one"),
         (["separate"], 2, "the following arguments are required: SONG"),
         (["sing"], 2, "invalid choice: 'sing'"),
         ([], 2, "the following arguments are required: COMMAND"),
@@ -133,10 +137,15 @@ def test_mistakes_are_one_message_and_an_exit_code(pyunetsep, model, song, tmp_p
     assert not (tmp_path / "stems").exists()
 
 
+def test_times_may_be_minutes_and_seconds(pyunetsep, model, song):
+    done = pyunetsep("separate", song, "-m", model, "--start", "0:01", "--duration", "0:00:01", "--json")
+    assert json.loads(done.stdout)["results"][0]["duration_s"] == 1.0
+
+
 def test_skip_existing_goes_on_where_a_run_stopped(pyunetsep, model, song, tmp_path):
     assert pyunetsep("separate", song, "-m", model, "-s", "vocals").returncode == 0
     again = pyunetsep("separate", song, "-m", model)
-    assert again.returncode == 1 and "vocals.wav: exists already" in again.stderr
+    assert again.returncode == 1 and "vocals.wav: exists already; see --overwrite" in again.stderr
     vocals = tmp_path / "stems" / "song" / "vocals.wav"
     stamp = vocals.stat().st_mtime_ns
     done = pyunetsep("separate", song, "-m", model, "--skip-existing", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -19,6 +20,13 @@ from .exit_codes import DONE, SOME_FAILED
 if TYPE_CHECKING:
     from ..separator import FileResult
 
+# what messages of the Python API call the options -> what the user calls them
+FLAGS = {
+    "see overwrite and skip_existing": "see --overwrite and --skip-existing",
+    "start_s:": "--start:",
+    "duration_s:": "--duration:",
+    "sanitize=True (--sanitize)": "--sanitize",
+}
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 
 EXAMPLES = """examples:
@@ -26,13 +34,15 @@ EXAMPLES = """examples:
       writes stems/song/vocals.mp3 and stems/song/accompaniment.mp3
   pyunetsep separate album/*.flac -o karaoke --stem accompaniment --skip-existing
       goes on where an interrupted run stopped
-  pyunetsep separate concert.wav --start 3600 --duration 240 --subtype FLOAT
+  pyunetsep separate concert.wav --start 1:00:00 --duration 4:00 --subtype FLOAT
       four minutes from the second hour, as 32-bit floats, which never clip
-  ffmpeg -i film.mkv -f wav - | pyunetsep separate - --stem vocals -o - > vocals.wav
+  ffmpeg -i film.mkv -f wav - | pyunetsep separate - --stem vocals -o - -f wav > vocals.wav
       reads a pipe and writes one
 
-Stems keep the input's sample rate, channels, length, container and sample type, and add up to the input (except with
---exact). They get their names only once they are complete.
+Stems keep the input's sample rate, channels, length, container and sample type (32-bit float WAV where the container
+can only be read, as m4a). They add up to the input: to float rounding in float files, to one step a stem in integer
+ones that do not clip; mp3, ogg and opus encode anew, and --exact does not keep the sum. Stems get their names only
+once they are complete.
 """
 
 
@@ -59,12 +69,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
     )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("-f", "--format", choices=FORMATS, help="container of the stems (default: the input's)")
+    parser.add_argument(
+        "-f", "--format", type=str.lower, choices=FORMATS, help="container of the stems (default: the input's)"
+    )
     parser.add_argument(
         "--subtype", type=str.upper, help="sample type of the stems: PCM_16, PCM_24, FLOAT, ... (default: the input's)"
     )
-    parser.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip so much of each song")
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="separate no more than so much of each song")
+    parser.add_argument("--start", type=_seconds, default=0.0, metavar="TIME", help="skip so much: seconds or m:ss")
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="TIME", help="separate no more than so much: seconds or m:ss"
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace stems that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave stems that exist, make the others")
@@ -84,6 +98,14 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("standard input can be given only once")
     if to_stdout and (len(args.songs) != 1 or len(args.stem or []) != 1):
         args.parser.error("-o - needs exactly one SONG and one --stem")
+    if not args.output:
+        args.parser.error("-o needs the name of a folder, got an empty one")
+    if args.duration == 0:
+        args.parser.error("--duration must be above 0")
+    if "-" in args.songs and sys.stdin.buffer.isatty():
+        args.parser.error("standard input is a terminal; pipe a song into it")
+    if to_stdout and sys.stdout.isatty():
+        args.parser.error("standard output is a terminal; redirect it to a file or a pipe")
     if to_stdout and args.json:
         args.parser.error("--json and -o - would both write to standard output")
 
@@ -107,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
 
     def shown(text: object) -> str:
         message = str(text)
+        for name, flag in FLAGS.items():
+            message = message.replace(name, flag)
         for temporary, name in names.items():
             message = message.replace(temporary, name)
         return message
@@ -183,6 +207,19 @@ class _ProgressBar:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _seconds(text: str) -> float:
+    """A time as seconds, m:ss or h:mm:ss."""
+    seconds = 0.0
+    for part in text.split(":"):
+        try:
+            seconds = 60 * seconds + float(part)
+        except ValueError:
+            seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"want seconds, m:ss or h:mm:ss, got {text!r}")
+    return seconds
 
 
 def _as_json(song: str, result: FileResult, shown: Callable[[object], str]) -> dict[str, Any]:

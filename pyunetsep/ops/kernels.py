@@ -18,8 +18,8 @@ _REINSTALL = "`pip install --force-reinstall --no-deps --no-cache-dir pyunetsep`
 
 if importlib.util.find_spec("pyunetsep._C") is None:
     raise ImportError(
-        "pyunetsep's compiled extension is missing: run `pip install .` in the source tree, "
-        "or `python setup.py build_ext --inplace` to work in it"
+        "pyunetsep's compiled extension is missing: run `pip install .` in the source tree and then leave it (its "
+        "folder pyunetsep/ hides the installed package), or `python setup.py build_ext --inplace` to work in it"
     )
 try:
     from .. import _C
