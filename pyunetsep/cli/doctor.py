@@ -89,8 +89,8 @@ def _simd() -> str:
     import torch
 
     return (
-        f"{torch.backends.cpu.get_cpu_capability()} is what this CPU offers, and torch uses; "
-        "pyunetsep's own CPU kernels are built for the baseline instruction set for now"
+        f"torch uses {torch.backends.cpu.get_cpu_capability()}; "
+        "pyunetsep's own CPU kernels are built for the baseline instruction set"
     )
 
 
