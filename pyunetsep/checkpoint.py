@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .config import ModelConfig, from_dict, to_dict
+from .config import ModelConfig, from_dict, shown, to_dict
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -234,9 +234,9 @@ def _read_header(file: BinaryIO) -> _Header:
     document = _table(_parse_json(metadata["pyunetsep"].encode(), "its metadata"), "its metadata")
     version = document.get("format")
     if type(version) is not int or version != FORMAT:  # to Python, True == 1
-        raise ValueError(f"its format is {_shown(version)}; this version of pyunetsep reads format {FORMAT}")
+        raise ValueError(f"its format is {shown(version)}; this version of pyunetsep reads format {FORMAT}")
     if document.get("architecture") != ARCHITECTURE:
-        raise ValueError(f"its architecture is {_shown(document.get('architecture'))}; known is {ARCHITECTURE!r}")
+        raise ValueError(f"its architecture is {shown(document.get('architecture'))}; known is {ARCHITECTURE!r}")
     _check_names(document, ("format", "architecture", "config", "info"))
     return _Header(
         config=from_dict(ModelConfig, document["config"], where="config"),
@@ -250,22 +250,22 @@ def _layout(table: Mapping[str, Any], size: int) -> dict[str, _Stored]:
     """The tensors in the order of their offsets; they must fill the `size` bytes after the header without gaps."""
     tensors = []
     for name, value in table.items():
-        entry = _table(value, f"tensor {_shown(name)}")
+        entry = _table(value, f"tensor {shown(name)}")
         _check_names(entry, ("dtype", "shape", "data_offsets"))
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in tuple(DTYPE_BYTES):
-            raise ValueError(f"tensor {_shown(name)} is of type {_shown(dtype)}, which is not one of F32, F16, BF16")
+            raise ValueError(f"tensor {shown(name)} is of type {shown(dtype)}, which is not one of F32, F16, BF16")
         if not (_are_sizes(shape) and len(shape) <= 8 and _are_sizes(offsets) and len(offsets) == 2):
-            raise ValueError(f"tensor {_shown(name)} needs a shape and two offsets")
+            raise ValueError(f"tensor {shown(name)} needs a shape and two offsets")
         stored = _Stored(dtype, tuple(shape), math.prod(shape) * DTYPE_BYTES[dtype])
         if offsets[1] - offsets[0] != stored.size:
-            raise ValueError(f"tensor {_shown(name)} has other offsets than its type and shape need")
+            raise ValueError(f"tensor {shown(name)} has other offsets than its type and shape need")
         tensors.append((offsets[0], name, stored))
     tensors.sort(key=lambda item: item[0])
     end = 0
     for begin, name, stored in tensors:
         if begin != end:
-            raise ValueError(f"tensor {_shown(name)} begins at byte {begin}, the one before it ends at {end}")
+            raise ValueError(f"tensor {shown(name)} begins at byte {begin}, the one before it ends at {end}")
         end += stored.size
     if end != size:
         raise ValueError(f"has {size} bytes of tensors where its header says {end}")
@@ -279,7 +279,7 @@ def _check_names(given: Mapping[str, Any], wanted: Any) -> None:
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{problem}: {_shown(names[0])}{more}")
+            raise ValueError(f"{problem}: {shown(names[0])}{more}")
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
@@ -307,17 +307,12 @@ def _parse_json(text: bytes, what: str) -> Any:
 
 def _table(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON table, is {_shown(value)}")
+        raise ValueError(f"{what} must be a JSON table, is {shown(value)}")
     return value
 
 
 def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @contextlib.contextmanager

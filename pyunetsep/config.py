@@ -53,9 +53,9 @@ def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
     """
     where = where or kind.__name__
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a table, got {_shown(values)}")
+        raise ValueError(f"{where} must be a table, got {shown(values)}")
     hints = typing.get_type_hints(kind)
-    unknown = sorted(_shown(key) for key in values if key not in hints)
+    unknown = sorted(shown(key) for key in values if key not in hints)
     missing = [key for key in hints if key not in values]
     if unknown or missing:
         raise ValueError(
@@ -83,22 +83,23 @@ def _typed(hint: Any, value: object, where: str) -> Any:
     if origin is Literal:
         if isinstance(value, str) and value in typing.get_args(hint):
             return value
-        raise ValueError(f"{where} must be one of {', '.join(typing.get_args(hint))}; got {_shown(value)}")
+        raise ValueError(f"{where} must be one of {', '.join(typing.get_args(hint))}; got {shown(value)}")
     if origin is tuple:
         if isinstance(value, (list, tuple)) and len(value) <= 64:
             return tuple(_typed(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        raise ValueError(f"{where} must be a list, got {_shown(value)}")
+        raise ValueError(f"{where} must be a list, got {shown(value)}")
     if isinstance(value, bool) is (hint is bool):  # to Python a bool is an int
         if hint is float and isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
         if hint in (int, str, bool) and isinstance(value, hint):
             return value
-    raise ValueError(f"{where} must be a {hint.__name__}, got {_shown(value)}")
+    raise ValueError(f"{where} must be a {hint.__name__}, got {shown(value)}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value from a file as it may stand in a message: quoted, and short."""
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @dataclass(frozen=True, kw_only=True)

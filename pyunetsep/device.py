@@ -22,7 +22,7 @@ def cuda_obstacle() -> str | None:
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """ "auto" is the first CUDA GPU where one can be used, and the CPU elsewhere.
+    """Takes "auto", "cpu", "cuda" or "cuda:N"; auto is the first CUDA GPU where one can be used, else the CPU.
 
     Raises:
         DeviceError: the device cannot be used; the message says why. ValueError: not a device's name.

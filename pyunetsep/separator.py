@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,7 +142,12 @@ class Separator:
             name = f"song {len(songs)}: " if len(layout.songs) > 1 else ""
             run = _Run(self, stems, self._config(exact), sanitize, report, cancel, name=name)
             song = _ArraySong(wave, rate_hz)
-            songs.append(_collect(run.separate(song, run.peaks(song)), {name: np.empty_like(wave) for name in stems}))
+            songs.append(
+                _collect(
+                    run.separate(song, run.peaks(song.open)),
+                    {name: np.empty_like(wave) for name in stems},
+                )
+            )
         if rescale:
             _rescale(songs)
         return {name: layout.restore([waves[name] for waves in songs], name) for name in stems}
@@ -196,10 +202,8 @@ class Separator:
             skipped = check_outputs(path, outputs, overwrite=overwrite, skip_existing=skip_existing)
             run = dataclasses.replace(run, stems=[name for name in run.stems if name not in skipped])
             result = FileResult(os.fspath(path), outputs, skipped, duration_s=song.samples / song.sample_rate_hz)
-            peaks = run.peaks(song) if run.stems else None
-        if run.stems:
-            with reader() as song:
-                blocks = run.separate(song, peaks)
+            if run.stems:
+                blocks = run.separate(song, run.peaks(reader))
                 if rescale:
                     blocks = rescaled(blocks)
                 written = {name: outputs[name] for name in run.stems}
@@ -264,6 +268,9 @@ class _ArraySong:
         self.wave, self.sample_rate_hz = wave, sample_rate_hz
         self.channels, self.samples = wave.shape
 
+    def open(self) -> AbstractContextManager[_ArraySong]:
+        return nullcontext(self)
+
     def blocks(self, samples: int) -> Iterator[Wave]:
         for start in range(0, self.samples, samples):
             yield self.wave[:, start : start + samples]
@@ -282,15 +289,16 @@ class _Run:
     first_s: float = 0.0  # where the songs are entered
     name: str = ""  # of the song, for messages
 
-    def peaks(self, song: _Song) -> list[torch.Tensor] | None:
-        """A pass over the song for its loudest magnitudes, where the model is normalised by these."""
+    def peaks(self, open_song: Callable[[], AbstractContextManager[_Song]]) -> list[torch.Tensor] | None:
+        """A pass of its own over the song for its loudest magnitudes, where the model is normalised by these."""
         separator = self.separator
         if separator.model.normalisation != "song":
             return None
-        peaks = SongPeaks(separator.model, self.config, song.sample_rate_hz, song.channels, separator.device)
-        for block in self._blocks(song):
-            peaks.push(block)
-        return peaks.flush()
+        with open_song() as song:
+            peaks = SongPeaks(separator.model, self.config, song.sample_rate_hz, song.channels, separator.device)
+            for block in self._blocks(song):
+                peaks.push(block)
+            return peaks.flush()
 
     def separate(self, song: _Song, peaks: list[torch.Tensor] | None) -> Iterator[dict[str, Wave]]:
         """Yields the song's stems, block by block."""

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from .. import __version__
 from ..errors import (
@@ -33,10 +34,15 @@ exit codes: 0 all done, 1 some inputs failed, or a disk is full, 2 usage, 3 mode
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Keeps the line breaks of examples; argparse makes the commands' parsers of the same class."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="pyunetsep", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(prog="pyunetsep", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"pyunetsep {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (separate, models, doctor):

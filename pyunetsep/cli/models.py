@@ -32,7 +32,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="list, fetch, verify and import models",
         description="Lists, fetches, verifies and imports models.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
@@ -42,7 +41,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example:\n  pyunetsep models {name} {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         action.set_defaults(run=run)
         return action

@@ -52,7 +52,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="separate songs into vocals and accompaniment",
         description="Separates songs into stems: vocals and accompaniment.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("songs", nargs="+", metavar="SONG", help="audio file, or - for standard input")
     parser.add_argument(
