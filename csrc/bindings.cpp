@@ -1,10 +1,12 @@
 // The extension module pyunetsep._C: registers the ops with torch (torch.ops.pyunetsep.*; their fake and backward
 // halves are in pyunetsep/ops/kernels.py), exposes the bare functions, and says what it was built with.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "kernels.h"
 #include "ops.h"
 
 // Facts that only the build knows; setup.py sets them.
@@ -48,6 +50,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              pybind11::arg("power"), pybind11::arg("epsilon"), without_gil);
   module.def("overlap_add", &pyunetsep::overlap_add, pybind11::arg("frames"), pybind11::arg("window"),
              pybind11::arg("hop_length"), without_gil);
+  module.def("simd_level", &pyunetsep::cpu::simd_level);
+  module.def("simd_levels", &pyunetsep::cpu::simd_levels);
+  module.def("set_simd_level", &pyunetsep::cpu::set_simd_level, pybind11::arg("name"));
   module.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;

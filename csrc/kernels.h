@@ -2,6 +2,8 @@
 // All arrays are contiguous in the order of their comment, none is empty, and the caller has checked the sizes.
 #pragma once
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace pyunetsep {
 
@@ -33,6 +35,11 @@ struct OverlapAdd {
 };
 
 namespace cpu {
+
+// The kernels are built for several SIMD levels; the widest that the processor runs is used.
+std::string simd_level();                // the one in use
+std::vector<std::string> simd_levels();  // those that run here, from the plainest to the widest
+void set_simd_level(const std::string& name);  // one of them, or "auto"; throws std::invalid_argument
 
 void ratio_mask(const RatioMask<float>& args);
 void ratio_mask(const RatioMask<double>& args);

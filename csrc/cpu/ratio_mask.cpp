@@ -1,15 +1,15 @@
-#include <algorithm>
 #include <cmath>
 
 #include "../kernels.h"
 #include "parallel.h"
+#include "simd.h"
 
 // One task makes the masks of all stems for a run of kChunk points, in two passes: sum the weights, then divide. The
 // weights wait in the output and the sums on the stack, so that the second pass reads the first cache level only.
 // Bytes: stems (+ 1 with a mixture) reads and stems writes a point, from memory once. Bound by memory for powers 1 and
 // 2 (which need no pow), by pow otherwise.
 
-namespace pyunetsep::cpu {
+namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
 
 constexpr int64_t kChunk = 1024;  // points
@@ -48,7 +48,7 @@ void ratio_mask_with(const RatioMask<T>& a, Weight weight) {
   parallel_for(0, chunks, kGrain, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = chunk * kChunk;
-      ratio_mask_chunk(a, begin, std::min(kChunk, a.points - begin), weight);
+      ratio_mask_chunk(a, begin, min(kChunk, a.points - begin), weight);
     }
   });
 }
@@ -65,4 +65,4 @@ void ratio_mask_any(const RatioMask<T>& a) {
 void ratio_mask(const RatioMask<float>& args) { ratio_mask_any(args); }
 void ratio_mask(const RatioMask<double>& args) { ratio_mask_any(args); }
 
-}  // namespace pyunetsep::cpu
+}  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

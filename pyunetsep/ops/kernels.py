@@ -40,6 +40,11 @@ if _release(_C.build_info()["torch"]) != _release(torch.__version__):
         f"reinstall with {_REINSTALL}"
     )
 
+try:
+    _C.set_simd_level(os.environ.get("PYUNETSEP_SIMD", "auto"))
+except ValueError as error:
+    raise ValueError(f"PYUNETSEP_SIMD: {error}") from None
+
 
 def build_info() -> "BuildInfo":
     """What the extension was built with: versions of torch, compiler and CUDA toolkit, CUDA architectures."""

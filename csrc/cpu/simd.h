@@ -1,0 +1,54 @@
+// What a CPU kernel file needs to be compiled once for each SIMD level. CMakeLists.txt names the levels and gives each
+// its flags and PYUNETSEP_SIMD, the level's name, which is also the namespace that its kernels live in: one source, no
+// intrinsics, and no two levels with a symbol in common.
+//
+// The linker keeps one copy of an inline function or template, whichever it meets first; a copy made for AVX-512 would
+// then crash an older machine. So whatever these files define is in PYUNETSEP_SIMD's namespace or has internal linkage,
+// and of the standard library they use nothing that is more than a declaration (tests/test_build.py looks).
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#ifndef PYUNETSEP_SIMD
+#error "PYUNETSEP_SIMD: CMakeLists.txt sets it for each level"
+#endif
+
+namespace pyunetsep::cpu::PYUNETSEP_SIMD {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;  // floats a vector, vectors that the processor can name
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+
+// From and to any address.
+static inline Vec load(const float* from) {
+  Vec vec;
+  std::memcpy(&vec, from, sizeof vec);
+  return vec;
+}
+static inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
+static inline Vec broadcast(float value) { return Vec{} + value; }
+
+static inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+template <typename T>
+static inline T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+static inline T max(T a, T b) {
+  return a < b ? b : a;
+}
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace pyunetsep::cpu::PYUNETSEP_SIMD
