@@ -30,12 +30,17 @@
 TORCH_LIBRARY(pyunetsep, library) {
   library.def("ratio_mask(Tensor magnitudes, Tensor? mixture, float power, float epsilon) -> Tensor");
   library.def("overlap_add(Tensor frames, Tensor window, int hop_length) -> Tensor");
+  library.def("stft(Tensor wave, Tensor window, int hop_length, int first_bin, int bins) -> (Tensor, Tensor)");
+  library.def(
+      "masked_istft(Tensor spectrum, Tensor mask, Tensor gain, Tensor window, int hop_length, int first_bin) -> Tensor");
 }
 
-// One function for both devices: it chooses by the tensors it gets.
+// One function for both devices: it chooses by the tensors it gets. The Fourier transforms are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("ratio_mask", &pyunetsep::ratio_mask);
   library.impl("overlap_add", &pyunetsep::overlap_add);
+  library.impl("stft", &pyunetsep::stft);
+  library.impl("masked_istft", &pyunetsep::masked_istft);
 }
 
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
@@ -50,6 +55,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              pybind11::arg("power"), pybind11::arg("epsilon"), without_gil);
   module.def("overlap_add", &pyunetsep::overlap_add, pybind11::arg("frames"), pybind11::arg("window"),
              pybind11::arg("hop_length"), without_gil);
+  module.def("stft", &pyunetsep::stft, pybind11::arg("wave"), pybind11::arg("window"), pybind11::arg("hop_length"),
+             pybind11::arg("first_bin"), pybind11::arg("bins"), without_gil);
+  module.def("masked_istft", &pyunetsep::masked_istft, pybind11::arg("spectrum"), pybind11::arg("mask"),
+             pybind11::arg("gain"), pybind11::arg("window"), pybind11::arg("hop_length"), pybind11::arg("first_bin"),
+             without_gil);
   module.def("simd_level", &pyunetsep::cpu::simd_level);
   module.def("simd_levels", &pyunetsep::cpu::simd_levels);
   module.def("set_simd_level", &pyunetsep::cpu::set_simd_level, pybind11::arg("name"));

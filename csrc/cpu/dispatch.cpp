@@ -79,5 +79,7 @@ void ratio_mask(const RatioMask<float>& args) { level().ratio_mask_float(args); 
 void ratio_mask(const RatioMask<double>& args) { level().ratio_mask_double(args); }
 void overlap_add(const OverlapAdd<float>& args) { level().overlap_add_float(args); }
 void overlap_add(const OverlapAdd<double>& args) { level().overlap_add_double(args); }
+void stft(const Stft& args) { level().stft(args); }
+void masked_istft(const MaskedIstft& args) { level().masked_istft(args); }
 
 }  // namespace pyunetsep::cpu

@@ -10,6 +10,8 @@ struct Level {
   void (*ratio_mask_double)(const RatioMask<double>&);
   void (*overlap_add_float)(const OverlapAdd<float>&);
   void (*overlap_add_double)(const OverlapAdd<double>&);
+  void (*stft)(const Stft&);
+  void (*masked_istft)(const MaskedIstft&);
 };
 
 }  // namespace pyunetsep::cpu

@@ -10,6 +10,8 @@ void ratio_mask(const RatioMask<float>& args);
 void ratio_mask(const RatioMask<double>& args);
 void overlap_add(const OverlapAdd<float>& args);
 void overlap_add(const OverlapAdd<double>& args);
+void stft(const Stft& args);
+void masked_istft(const MaskedIstft& args);
 
 extern const Level kLevel;
 const Level kLevel{
@@ -18,6 +20,8 @@ const Level kLevel{
     .ratio_mask_double = &ratio_mask,
     .overlap_add_float = &overlap_add,
     .overlap_add_double = &overlap_add,
+    .stft = &stft,
+    .masked_istft = &masked_istft,
 };
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

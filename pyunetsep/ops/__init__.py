@@ -1,17 +1,18 @@
 """The differentiable ops that the rest of pyunetsep calls.
 
-Each runs as a compiled kernel for float32 and float64 on CPU and CUDA, and in plain PyTorch otherwise, or everywhere
-with `PYUNETSEP_KERNELS=0` in the environment.
+Each runs as a compiled kernel for float32 and float64 on CPU and CUDA (the Fourier transforms: for what they say), and
+in plain PyTorch otherwise, or everywhere with `PYUNETSEP_KERNELS=0` in the environment.
 """
 
 import math
 
+import torch
 from torch import Tensor
 
 from . import kernels, reference
 from .kernels import build_info, kernels_enabled
 
-__all__ = ["ratio_mask", "overlap_add", "build_info", "kernels_enabled"]
+__all__ = ["ratio_mask", "overlap_add", "stft", "masked_istft", "build_info", "kernels_enabled"]
 
 
 def ratio_mask(
@@ -76,12 +77,95 @@ def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
     n_fft = frames.shape[-1]
     if window.shape != (n_fft,):
         raise ValueError(f"window: got shape {_shape(window)}, wants [{n_fft}], the length of a frame")
-    if not isinstance(hop_length, int):
-        raise TypeError(f"hop_length: got {type(hop_length).__name__}, wants int")
-    if not 1 <= hop_length <= n_fft:
-        raise ValueError(f"hop_length: got {hop_length}, wants 1 to n_fft, {n_fft}")
+    _check_hop_length(hop_length, n_fft)
     op = kernels.overlap_add if kernels_enabled() and kernels.covers(frames) else reference.overlap_add
     return op(frames, window, hop_length)
+
+
+def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> tuple[Tensor, Tensor]:
+    """Short-time Fourier transform, with the magnitudes of a band of it: frames, weighted and transformed.
+
+        spectrum[k, b] = sum_t window[t] wave[k hop_length + t] exp(-2 pi i b t / n_fft)
+
+    The kernel is for float32 on the CPU and n_fft a power of two from 32 to 8192.
+
+    Args:
+        wave: [..., samples], float32 or float64.
+        window: [n_fft], dtype and device of `wave`.
+        hop_length: samples from one frame to the next, 1 to n_fft.
+        first_bin: of the band, from 0.
+        bins: of the band, at least 1.
+    Returns:
+        spectrum [..., frames, n_fft // 2 + 1], complex, of the frames that lie wholly in `wave`, and
+        magnitude [..., frames, bins] of its bins `first_bin` to `first_bin + bins`, dtype and device of `wave`.
+    Raises:
+        TypeError: a tensor that is none or of another dtype, dtypes that differ, a number that is not an int.
+        ValueError: shapes or devices that do not fit, `hop_length` or the band out of range.
+    Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
+    """
+    _check_real_tensor("wave", wave)
+    if wave.ndim < 1:
+        raise ValueError(f"wave: got shape {_shape(wave)}, wants [..., samples]")
+    _check_alike("window", window, "wave", wave)
+    _check_window(window)
+    _check_hop_length(hop_length, window.shape[0])
+    _check_band(first_bin, bins, window.shape[0] // 2 + 1)
+    op = kernels.stft if kernels_enabled() and kernels.transforms(window) else reference.stft
+    return op(wave, window, hop_length, first_bin, bins)
+
+
+def masked_istft(
+    spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int
+) -> Tensor:
+    """Inverse short-time Fourier transform of a masked spectrum: the way from masks to waves.
+
+        wave[t] = sum_k window[t - k hop_length] frame[k, t - k hop_length]
+
+    with frame[k] the inverse transform of spectrum[k] times mask[k]. The mask is for a band: bins below it take its
+    first value, bins above it the frame's gain, but a single one (the dropped Nyquist) takes the mask's last value.
+
+    The result has the same bits each time, for any number of threads. The kernel is for float32 on the CPU and n_fft a
+    power of two from 32 to 8192.
+
+    Args:
+        spectrum: [..., frames, n_fft // 2 + 1], complex64 or complex128. Never changed.
+        mask: [..., frames, bins], or [stems, ..., frames, bins] for several at once, a float dtype of the same width.
+        gain: mask's shape without bins, dtype of `mask`.
+        window: [n_fft], the synthesis window with any normalisation folded in, dtype of `mask`.
+        hop_length: samples from one frame to the next, 1 to n_fft.
+        first_bin: of the mask's band, from 0.
+    Returns:
+        [..., (frames - 1) * hop_length + n_fft], with mask's leading dimensions, dtype and device; [..., 0] if there
+        are no frames.
+    Raises:
+        TypeError: a tensor that is none or of another dtype, dtypes that do not fit, a number that is not an int.
+        ValueError: shapes or devices that do not fit, `hop_length` or the band out of range.
+    Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
+    """
+    _check_real_tensor("mask", mask)
+    _check_tensor("spectrum", spectrum)
+    if spectrum.dtype != mask.dtype.to_complex():
+        wanted = mask.dtype.to_complex()
+        raise TypeError(f"spectrum: got dtype {spectrum.dtype}, wants {wanted}, with mask of {mask.dtype}")
+    if spectrum.device != mask.device:
+        raise ValueError(f"spectrum: got device {spectrum.device}, wants that of mask, {mask.device}")
+    _check_alike("gain", gain, "mask", mask)
+    _check_alike("window", window, "mask", mask)
+    _check_window(window)
+    if spectrum.ndim < 2 or spectrum.shape[-1] != window.shape[0] // 2 + 1:
+        wanted_bins = window.shape[0] // 2 + 1
+        raise ValueError(f"spectrum: got shape {_shape(spectrum)}, wants [..., frames, {wanted_bins}], n_fft // 2 + 1")
+    if mask.ndim - spectrum.ndim not in (0, 1) or mask.shape[-spectrum.ndim : -1] != spectrum.shape[:-1]:
+        wanted_mask = ", ".join(map(str, (*spectrum.shape[:-1], "bins")))
+        raise ValueError(f"mask: got shape {_shape(mask)}, wants [{wanted_mask}] or [stems, {wanted_mask}]")
+    if gain.shape != mask.shape[:-1]:
+        raise ValueError(f"gain: got shape {_shape(gain)}, wants that of mask without bins, {_shape(mask)[:-1]}")
+    _check_hop_length(hop_length, window.shape[0])
+    _check_band(first_bin, mask.shape[-1], spectrum.shape[-1])
+    if kernels_enabled() and kernels.transforms(window):
+        return kernels.masked_istft(spectrum, mask, gain, window, hop_length, first_bin)
+    frames = reference.masked_frames(spectrum, mask, gain, window.shape[0], first_bin)
+    return overlap_add(frames, window, hop_length)
 
 
 # These checks serve kernels, reference and torch.compile alike. csrc/ops.cpp repeats them, with the same types of
@@ -92,16 +176,26 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def _check_float_tensor(name: str, tensor: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: got {type(tensor).__name__}, wants a tensor")
+
+
+def _check_float_tensor(name: str, tensor: Tensor) -> None:
+    _check_tensor(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name}: got dtype {tensor.dtype}, wants a float dtype")
 
 
+def _check_real_tensor(name: str, tensor: Tensor) -> None:
+    """Of the dtypes that PyTorch can transform on every device."""
+    _check_tensor(name, tensor)
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, wants float32 or float64")
+
+
 def _check_alike(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: got {type(tensor).__name__}, wants a tensor")
+    _check_tensor(name, tensor)
     if tensor.dtype != like.dtype:
         raise TypeError(f"{name}: got dtype {tensor.dtype}, wants that of {like_name}, {like.dtype}")
     if tensor.device != like.device:
@@ -113,3 +207,26 @@ def _check_positive(name: str, value: float) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, wants a number")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}: got {value}, wants a finite number above 0")
+
+
+def _check_window(window: Tensor) -> None:
+    if window.ndim != 1 or window.shape[0] < 1:
+        raise ValueError(f"window: got shape {_shape(window)}, wants [n_fft]")
+
+
+def _check_int(name: str, value: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name}: got {type(value).__name__}, wants int")
+
+
+def _check_hop_length(hop_length: int, n_fft: int) -> None:
+    _check_int("hop_length", hop_length)
+    if not 1 <= hop_length <= n_fft:
+        raise ValueError(f"hop_length: got {hop_length}, wants 1 to n_fft, {n_fft}")
+
+
+def _check_band(first_bin: int, bins: int, all_bins: int) -> None:
+    _check_int("first_bin", first_bin)
+    _check_int("bins", bins)
+    if first_bin < 0 or bins < 1 or first_bin + bins > all_bins:
+        raise ValueError(f"first_bin, bins: got {first_bin}, {bins}, wants a band of the {all_bins} bins")

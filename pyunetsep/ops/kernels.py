@@ -6,10 +6,13 @@ shapes for `torch.compile` and the gradients, both in plain PyTorch.
 
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from . import reference
 
 if TYPE_CHECKING:
     from .._C import BuildInfo
@@ -68,8 +71,17 @@ def covers(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float32, torch.float64) and tensor.device.type in ("cpu", "cuda")
 
 
+def transforms(window: Tensor) -> bool:
+    """Whether there is a kernel for the Fourier transform of frames that are weighted with `window`."""
+    n_fft = window.shape[0]
+    lengths = 32 <= n_fft <= 8192 and n_fft & (n_fft - 1) == 0
+    return lengths and window.dtype == torch.float32 and window.device.type == "cpu"
+
+
 ratio_mask = torch.ops.pyunetsep.ratio_mask.default
 overlap_add = torch.ops.pyunetsep.overlap_add.default
+stft = torch.ops.pyunetsep.stft.default
+masked_istft = torch.ops.pyunetsep.masked_istft.default
 
 
 @torch.library.register_fake("pyunetsep::ratio_mask")
@@ -81,6 +93,21 @@ def _(magnitudes: Tensor, mixture: Tensor | None, power: float, epsilon: float) 
 def _(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
     *rows, frame_count, n_fft = frames.shape
     return frames.new_empty((*rows, (frame_count - 1) * hop_length + n_fft if frame_count else 0))
+
+
+@torch.library.register_fake("pyunetsep::stft")
+def _(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> tuple[Tensor, Tensor]:
+    *rows, samples = wave.shape
+    n_fft = window.shape[0]
+    frame_count = (samples - n_fft) // hop_length + 1 if samples >= n_fft else 0
+    spectrum = wave.new_empty((*rows, frame_count, n_fft // 2 + 1), dtype=wave.dtype.to_complex())
+    return spectrum, wave.new_empty((*rows, frame_count, bins))
+
+
+@torch.library.register_fake("pyunetsep::masked_istft")
+def _(spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int) -> Tensor:
+    *rows, frame_count, _ = mask.shape
+    return mask.new_empty((*rows, (frame_count - 1) * hop_length + window.shape[0] if frame_count else 0))
 
 
 def _ratio_mask_setup(ctx: Any, inputs: tuple[Tensor, Tensor | None, float, float], output: Tensor) -> None:
@@ -132,3 +159,40 @@ def _overlap_add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ..
 
 
 torch.library.register_autograd("pyunetsep::overlap_add", _overlap_add_backward, setup_context=_overlap_add_setup)
+
+
+def _gradients(
+    ctx: Any, function: Callable[..., Tensor | tuple[Tensor, ...]], gradients: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of an op's saved tensors, from a second run of it in plain PyTorch."""
+    create_graph = torch.is_grad_enabled()  # for the gradients' own gradients
+    with torch.enable_grad():
+        outputs = function(*ctx.saved_tensors, *ctx.numbers)
+    wanted = [tensor for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=create_graph, materialize_grads=True))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+
+
+def _stft_setup(ctx: Any, inputs: tuple[Tensor, Tensor, int, int, int], output: tuple[Tensor, Tensor]) -> None:
+    wave, window, *ctx.numbers = inputs
+    ctx.save_for_backward(wave, window)
+
+
+def _stft_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, reference.stft, gradients)
+
+
+torch.library.register_autograd("pyunetsep::stft", _stft_backward, setup_context=_stft_setup)
+
+
+def _masked_istft_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, int], output: Tensor) -> None:
+    *tensors, hop_length, first_bin = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.numbers = hop_length, first_bin
+
+
+def _masked_istft_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, reference.masked_istft, (gradient,))
+
+
+torch.library.register_autograd("pyunetsep::masked_istft", _masked_istft_backward, setup_context=_masked_istft_setup)

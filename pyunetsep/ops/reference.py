@@ -19,6 +19,32 @@ def ratio_mask(magnitudes: Tensor, mixture: Tensor | None, power: float, epsilon
     return (weights + epsilon / parts) / (total + epsilon)
 
 
+def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> tuple[Tensor, Tensor]:
+    """See `pyunetsep.ops.stft`."""
+    n_fft = len(window)
+    if wave.shape[-1] < n_fft:
+        frames = wave.new_zeros((*wave.shape[:-1], 0, n_fft)) * window
+    else:
+        frames = wave.unfold(-1, n_fft, hop_length) * window
+    spectrum = torch.fft.rfft(frames)
+    return spectrum, spectrum[..., first_bin : first_bin + bins].abs()
+
+
+def masked_istft(
+    spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int
+) -> Tensor:
+    """See `pyunetsep.ops.masked_istft`."""
+    return overlap_add(masked_frames(spectrum, mask, gain, len(window), first_bin), window, hop_length)
+
+
+def masked_frames(spectrum: Tensor, mask: Tensor, gain: Tensor, n_fft: int, first_bin: int) -> Tensor:
+    """What `masked_istft` adds up: [..., frames, n_fft]."""
+    bins_above = spectrum.shape[-1] - first_bin - mask.shape[-1]
+    below = mask[..., :1].expand(*gain.shape, first_bin)
+    above = (mask[..., -1] if bins_above == 1 else gain).unsqueeze(-1).expand(*gain.shape, bins_above)
+    return torch.fft.irfft(spectrum * torch.cat((below, mask, above), dim=-1), n_fft)
+
+
 def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
     """See `pyunetsep.ops.overlap_add`."""
     *rows, frame_count, n_fft = frames.shape
