@@ -24,6 +24,7 @@ class Spectrogram:
             raise ValueError(f"grids must divide the hop of {config.hop_length} samples, got {grids}")
         self.n_fft = config.n_fft
         self.hop_length = config.hop_length // grids
+        self.first_bin, self.bins = config.first_bin, config.bins
         window = torch.hann_window(self.n_fft, periodic=True, dtype=torch.float64)
         squares = torch.zeros(-(-self.n_fft // self.hop_length) * self.hop_length, dtype=torch.float64)
         squares[: self.n_fft] = window**2
@@ -36,15 +37,22 @@ class Spectrogram:
         """Samples that `frames` frames cover."""
         return (frames - 1) * self.hop_length + self.n_fft
 
-    def analyse(self, wave: Tensor) -> Tensor:
-        """[..., samples] -> spectrum [..., n_fft // 2 + 1, frames], of the frames that lie wholly in `wave`."""
-        frames = wave.unfold(-1, self.n_fft, self.hop_length) * self.window
-        return torch.fft.rfft(frames).transpose(-1, -2)
+    def analyse(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Transforms the frames that lie wholly in `wave`.
 
-    def synthesise(self, spectrum: Tensor) -> Tensor:
-        """[..., n_fft // 2 + 1, frames] -> [..., span(frames)], the least-squares inverse where all frames overlap."""
-        frames = torch.fft.irfft(spectrum.transpose(-1, -2), self.n_fft)
-        return ops.overlap_add(frames, self.synthesis_window, self.hop_length)
+        [..., samples] -> spectrum [..., frames, n_fft // 2 + 1], and its magnitude [..., frames, bins] in the network's
+        band.
+        """
+        return ops.stft(wave, self.window, self.hop_length, self.first_bin, self.bins)
+
+    def synthesise(self, spectrum: Tensor, mask: Tensor, gain: Tensor) -> Tensor:
+        """Transforms back what masks let through: the least-squares inverse where all frames overlap.
+
+        spectrum [..., frames, n_fft // 2 + 1], mask [stems, ..., frames, bins] of the network's band and gain
+        [stems, ..., frames] for what lies above it -> [stems, ..., span(frames)]. Bins below the band take its first
+        mask, and a single one above it (the dropped Nyquist) its last.
+        """
+        return ops.masked_istft(spectrum, mask, gain, self.synthesis_window, self.hop_length, self.first_bin)
 
 
 def default_grids(config: SpectrogramConfig) -> int:
@@ -61,34 +69,32 @@ def default_grids(config: SpectrogramConfig) -> int:
 
 
 def split_patches(spectra: Tensor, patch_frames: int, stride: int) -> Tensor:
-    """[..., frames] -> [patches, ..., patch_frames], a patch every `stride` frames; a view."""
-    return spectra.unfold(-1, patch_frames, stride).movedim(-2, 0)
+    """[..., frames, grids, bins] -> [patches, ..., patch_frames, grids, bins], one every `stride` frames; a view."""
+    return spectra.unfold(-3, patch_frames, stride).movedim(-1, -3).movedim(-4, 0)
 
 
 def join_patches(patches: Tensor, stride: int, faded: Tensor | None, *, last: bool) -> tuple[Tensor, Tensor | None]:
     """Cross-fades overlapping patches, linearly, into one run of frames.
 
     Args:
-        patches: [patches, ..., patch_frames], one every `stride` frames.
-        faded: [..., patch_frames - stride], what the previous call's last patch gives to this call's first frames;
-            None at the start of a song, which is not faded in.
+        patches: [patches, ..., patch_frames, grids, bins], one every `stride` frames, which is at least half of them.
+            Faded in place; the run may be a view of it.
+        faded: [..., patch_frames - stride, grids, bins], what the previous call's last patch gives to this call's first
+            frames; None at the start of a song, which is not faded in.
         last: the song ends here, so the last patch is not faded out.
     Returns:
-        [..., frames] and the next call's `faded`. frames = patches * stride, and the overlap if `last`.
+        [..., frames, grids, bins] and the next call's `faded`. frames = patches * stride, and the overlap if `last`.
     """
-    count, overlap = patches.shape[0], patches.shape[-1] - stride
-    if overlap == 0:
-        return patches.movedim(0, -2).flatten(-2), None
-    joined = patches.new_zeros(*patches.shape[1:-1], count * stride + overlap)
-    rise = (torch.arange(overlap, device=patches.device, dtype=patches.dtype) + 0.5) / overlap
-    if faded is not None:
-        joined[..., :overlap] = faded
-    for i, patch in enumerate(patches):
-        start = i * stride
-        first, final = faded is None and i == 0, last and i == count - 1
-        joined[..., start : start + overlap] += patch[..., :overlap] * (1.0 if first else rise)
-        joined[..., start + overlap : start + stride] = patch[..., overlap:stride]
-        joined[..., start + stride : start + stride + overlap] = patch[..., stride:] * (1.0 if final else 1.0 - rise)
+    overlap = patches.shape[-3] - stride
+    fading = None
+    if overlap:
+        rise = (torch.arange(overlap, device=patches.device, dtype=patches.dtype) + 0.5).div_(overlap)[:, None, None]
+        heads, tails = patches[..., :overlap, :, :], patches[..., stride:, :, :]
+        if faded is not None:
+            heads[0].mul_(rise).add_(faded)
+        heads[1:].mul_(rise).addcmul_(tails[:-1], 1.0 - rise)
+        fading = None if last else tails[-1] * (1.0 - rise)
+    runs = list(patches[..., :stride, :, :])
     if last:
-        return joined, None
-    return joined[..., : count * stride], joined[..., count * stride :].clone()
+        runs[-1] = patches[-1]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=-3), fading

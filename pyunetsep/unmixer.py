@@ -29,7 +29,6 @@ class PeakMeter:
     """The largest magnitude of a song in the network's band, over the channels that it sees together."""
 
     def __init__(self, model: ModelConfig, config: SeparatorConfig, channels: int, device: torch.device) -> None:
-        self.model = model
         self.spectrogram, _ = make_spectrogram(model, config, device)
         self.pending = torch.zeros(channels, self.spectrogram.n_fft, device=device)
         self.loudest = torch.zeros((), device=device)
@@ -40,9 +39,8 @@ class PeakMeter:
         self.pending = torch.cat((self.pending, wave.to(self.pending)), dim=-1)
         frames = (self.pending.shape[-1] - self.spectrogram.n_fft) // self.spectrogram.hop_length + 1
         if frames > 0:
-            spectrum = self.spectrogram.analyse(self.pending[:, : self.spectrogram.span(frames)])
-            first, bins = self.model.spectrogram.first_bin, self.model.spectrogram.bins
-            self.loudest = torch.maximum(self.loudest, spectrum[:, first : first + bins].abs().max())
+            _, magnitude = self.spectrogram.analyse(self.pending)
+            self.loudest = torch.maximum(self.loudest, magnitude.max())
             self.pending = self.pending[:, frames * self.spectrogram.hop_length :]
 
     def flush(self) -> Tensor:
@@ -118,36 +116,34 @@ class Unmixer:
         """Separates the next `patches` patches: wave -> spectrum -> masks -> stems' spectra -> waves."""
         hop = self.spectrogram.hop_length
         samples = self.spectrogram.span((patches * self.patch_stride + self.overlap) * self.grids)
-        spectrum = self.spectrogram.analyse(self.pending[:, :samples])
-        masks = self._masks(spectrum, last=last)
+        spectrum, magnitude = self.spectrogram.analyse(self.pending[:, :samples])
+        masks = self._masks(magnitude, last=last)
         gains = self._gains(masks)
-        frames = masks.shape[-1]
+        frames = masks.shape[-2]
         self.pending = self.pending[:, frames * hop :]
 
-        overlapping = spectrum.real.new_empty(*masks.shape[:2], self.spectrogram.span(frames))
-        for wave, mask, gain in zip(overlapping, masks, gains, strict=True):
-            wave.copy_(self.spectrogram.synthesise(self._masked(spectrum[..., :frames], mask, gain)))
+        overlapping = self.spectrogram.synthesise(spectrum[:, :frames], masks, gains)
         overlapping[..., : self.tail.shape[-1]] += self.tail
         self.tail = overlapping[..., frames * hop :].clone()  # not a view, which would keep the whole segment
         before_song = max(0, -self.position)
         self.position += frames * hop
         return overlapping[..., before_song : frames * hop], gains
 
-    def _masks(self, spectrum: Tensor, *, last: bool) -> Tensor:
-        """spectrum [channels, n_fft // 2 + 1, frames] -> masks [stems, channels, bins, frames'], overlap joined."""
-        first, bins = self.model.spectrogram.first_bin, self.model.spectrogram.bins
-        magnitude = spectrum[self.slots, first : first + bins].abs()
-        by_grid = magnitude.unflatten(-1, (-1, self.grids)).movedim(-1, 0)  # frame k of grid g is k * grids + g
+    def _masks(self, magnitude: Tensor, *, last: bool) -> Tensor:
+        """magnitude [channels, frames, bins] -> masks [stems, channels, frames', bins], overlap joined."""
+        channels = magnitude.shape[0]
+        by_slot = magnitude if len(self.slots) == channels else magnitude[self.slots]
+        by_grid = by_slot.unflatten(-2, (-1, self.grids))  # frame k of grid g is k * grids + g
         patches = split_patches(by_grid, self.model.patch_frames, self.patch_stride)
-        masks = self._patch_masks(patches.flatten(0, 1)).unflatten(1, patches.shape[:2])
+        batch = patches.movedim(-2, 1)  # [patches, grids, slots, patch_frames, bins], as the masks below
+        masks = self._patch_masks(batch.flatten(0, 1).mT).mT.unflatten(1, batch.shape[:2]).movedim(1, 0)
 
-        joined, self.faded = join_patches(masks.movedim(1, 0), self.patch_stride, self.faded, last=last)
-        by_slot = joined.movedim(1, -1).flatten(-2)  # [stems, slots, bins, frames * grids]
-        channels = spectrum.shape[0]
-        if by_slot.shape[1] == channels:
-            return by_slot
-        repeated = by_slot[:, channels - 1 :].mean(1, keepdim=True)
-        return torch.cat((by_slot[:, : channels - 1], repeated), dim=1)
+        joined, self.faded = join_patches(masks.movedim(2, -2), self.patch_stride, self.faded, last=last)
+        joined = joined.flatten(-3, -2)
+        if len(self.slots) == channels:
+            return joined
+        repeated = joined[:, channels - 1 :].mean(1, keepdim=True)
+        return torch.cat((joined[:, : channels - 1], repeated), dim=1)
 
     def _patch_masks(self, magnitude: Tensor) -> Tensor:
         """magnitude [batch, input_channels, bins, patch_frames] -> masks [stems, ...] of `self.stems`."""
@@ -175,25 +171,12 @@ class Unmixer:
         return peak.clamp(min=torch.finfo(peak.dtype).tiny)
 
     def _gains(self, masks: Tensor) -> Tensor:
-        """masks [..., bins, frames] -> one gain a frame for all that the network does not see above its band."""
+        """masks [..., frames, bins] -> one gain a frame for all that the network does not see above its band."""
         if self.config.mask_extension == "zeros":
-            return torch.zeros_like(masks[..., 0, :])
-        rows = masks.shape[-2] if self.config.mask_extension == "average" else round(UPPER_BAND * masks.shape[-2])
-        return masks[..., -max(1, rows) :, :].mean(-2)
-
-    def _masked(self, spectrum: Tensor, mask: Tensor, gain: Tensor) -> Tensor:
-        """spectrum [channels, n_fft // 2 + 1, frames] times mask [channels, bins, frames], extended to all bins.
-
-        A single bin beyond the band (the dropped DC or Nyquist) takes its neighbour's mask.
-        """
-        first = self.model.spectrogram.first_bin
-        end = first + self.model.spectrogram.bins
-        masked = torch.empty_like(spectrum)
-        torch.mul(spectrum[:, :first], mask[:, :1], out=masked[:, :first])
-        torch.mul(spectrum[:, first:end], mask, out=masked[:, first:end])
-        above = gain.unsqueeze(-2) if spectrum.shape[-2] - end > 1 else mask[:, -1:]
-        torch.mul(spectrum[:, end:], above, out=masked[:, end:])
-        return masked
+            return masks.new_zeros(masks.shape[:-1])
+        bins = masks.shape[-1]
+        averaged = bins if self.config.mask_extension == "average" else max(1, round(UPPER_BAND * bins))
+        return masks[..., bins - averaged :].mean(-1)
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

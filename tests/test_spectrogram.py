@@ -23,14 +23,17 @@ def test_a_frame_is_the_windowed_dft_of_its_samples():
     config = JANSSON2017.spectrogram
     spectrogram = Spectrogram(config, device=CPU, dtype=torch.float64)
     wave = torch.randn(3 * config.n_fft, dtype=torch.float64)
-    spectrum = spectrogram.analyse(wave)
+    spectrum, magnitude = spectrogram.analyse(wave)
     i = torch.arange(config.n_fft, dtype=torch.float64)
     hann = 0.5 - 0.5 * torch.cos(2 * math.pi * i / config.n_fft)
     k, frame = 37, 2
     start = frame * config.hop_length
     expected = (wave[start : start + config.n_fft] * hann * torch.exp(-2j * math.pi * k * i / config.n_fft)).sum()
-    torch.testing.assert_close(spectrum[k, frame], expected)
-    assert spectrum.shape == (config.n_fft // 2 + 1, (2 * config.n_fft) // config.hop_length + 1)
+    torch.testing.assert_close(spectrum[frame, k], expected)
+    torch.testing.assert_close(magnitude[frame, k - config.first_bin], expected.abs())
+    frames = (2 * config.n_fft) // config.hop_length + 1
+    assert spectrum.shape == (frames, config.n_fft // 2 + 1)
+    assert magnitude.shape == (frames, config.bins)
 
 
 @pytest.mark.parametrize("config", [JANSSON2017.spectrogram, SPLEETER.spectrogram], ids=["jansson2017", "spleeter"])
@@ -39,7 +42,8 @@ def test_the_inverse_gives_back_the_wave(config, samples):
     for grids in (1, default_grids(config)):
         spectrogram = Spectrogram(config, grids=grids, device=CPU)
         wave = torch.randn(2, samples)
-        back = spectrogram.synthesise(spectrogram.analyse(padded(wave, spectrogram)))
+        spectrum, magnitude = spectrogram.analyse(padded(wave, spectrogram))
+        back = spectrogram.synthesise(spectrum, torch.ones_like(magnitude), torch.ones(magnitude.shape[:-1]))
         torch.testing.assert_close(back[:, config.n_fft :][:, :samples], wave, rtol=0, atol=3e-6)
 
 
@@ -60,8 +64,9 @@ def flutter_db(grids):
     config = JANSSON2017.spectrogram
     torch.manual_seed(0)
     spectrogram = Spectrogram(config, grids=grids, device=CPU)
-    spectrum = spectrogram.analyse(torch.randn(8, 400 * config.hop_length))
-    wave = spectrogram.synthesise(spectrum * torch.randint(0, 2, spectrum.shape))
+    spectrum, magnitude = spectrogram.analyse(torch.randn(8, 400 * config.hop_length))
+    mask = torch.randint(0, 2, magnitude.shape).float()
+    wave = spectrogram.synthesise(spectrum, mask, torch.zeros(mask.shape[:-1]))
     hops = wave.shape[-1] // config.hop_length
     steady = wave[:, 2 * config.hop_length : (hops - 2) * config.hop_length]
     power = steady.reshape(8, -1, 12, config.hop_length // 12).square().mean((0, 1, 3))
@@ -78,23 +83,26 @@ def test_three_grids_take_away_the_flutter_of_hop_768():
     patches=st.integers(1, 5),
     calls=st.integers(1, 3),
     channels=st.integers(1, 2),
+    grids=st.integers(1, 2),
+    bins=st.integers(1, 2),
 )
-def test_patches_of_one_signal_join_to_that_signal(overlap, patches, calls, channels):
+def test_patches_of_one_signal_join_to_that_signal(overlap, patches, calls, channels, grids, bins):
     patch_frames = 12
     stride = patch_frames - overlap
-    signal = torch.arange(channels * (calls * patches * stride + overlap), dtype=torch.float64).view(channels, -1)
+    shape = channels, calls * patches * stride + overlap, grids, bins
+    signal = torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
     joined, faded = [], None
     for call in range(calls):
         start, last = call * patches * stride, call == calls - 1
         part = split_patches(signal[:, start : start + patches * stride + overlap], patch_frames, stride)
-        assert part.shape == (patches, channels, patch_frames)
-        run, faded = join_patches(part, stride, faded, last=last)
+        assert part.shape == (patches, channels, patch_frames, grids, bins)
+        run, faded = join_patches(part.clone(), stride, faded, last=last)
         joined.append(run)
-    torch.testing.assert_close(torch.cat(joined, -1), signal)
+    torch.testing.assert_close(torch.cat(joined, -3), signal)
     assert faded is None
 
 
 def test_a_cross_fade_is_linear_and_nothing_fades_at_the_ends():
-    patches = torch.stack((torch.zeros(1, 8), torch.ones(1, 8)))
+    patches = torch.stack((torch.zeros(1, 8, 1, 1), torch.ones(1, 8, 1, 1)))
     joined, _ = join_patches(patches, 4, None, last=True)
-    assert joined.tolist() == [[0, 0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1]]
+    assert joined.flatten().tolist() == [0, 0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1]
