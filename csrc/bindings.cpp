@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "ops.h"
+#include "unet_plan.h"
 
 // Facts that only the build knows; setup.py sets them.
 #ifndef PYUNETSEP_CUDA_TOOLKIT
@@ -60,6 +61,38 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("masked_istft", &pyunetsep::masked_istft, pybind11::arg("spectrum"), pybind11::arg("mask"),
              pybind11::arg("gain"), pybind11::arg("window"), pybind11::arg("hop_length"), pybind11::arg("first_bin"),
              without_gil);
+
+  using pyunetsep::Block, pyunetsep::UNetPlan;
+  namespace py = pybind11;
+  py::class_<Block>(module, "Block")
+      .def(py::init<at::Tensor, at::Tensor, std::optional<pyunetsep::Affine>, std::optional<pyunetsep::Affine>, double>(),
+           py::arg("weight"), py::arg("bias"), py::arg("before") = py::none(), py::arg("after") = py::none(),
+           py::arg("slope") = 1.0);
+  py::class_<UNetPlan>(module, "UNetPlan")
+      .def(py::init([](std::vector<Block> encoder, std::vector<Block> decoder, std::optional<Block> head,
+                       const std::string& alignment, const std::string& upsampling, bool raw_skips,
+                       std::array<int64_t, 3> usual_size) {
+             const pyunetsep::UNetDescription description{std::move(encoder), std::move(decoder), std::move(head),
+                                                          pyunetsep::alignment_of(alignment),
+                                                          pyunetsep::upsampling_of(upsampling), raw_skips};
+             const py::gil_scoped_release release;
+             return std::make_unique<UNetPlan>(
+                 description, pyunetsep::Size{usual_size[0], usual_size[1], usual_size[2]});
+           }),
+           py::arg("encoder"), py::arg("decoder"), py::arg("head"), py::arg("alignment"), py::arg("upsampling"),
+           py::arg("raw_skips"), py::arg("usual_size"))
+      .def("run", &UNetPlan::run, py::arg("magnitude"), py::arg("masked") = false, without_gil)
+      .def("profile",
+           [](const UNetPlan& plan, const at::Tensor& magnitude) {
+             std::vector<std::pair<std::string, double>> times;
+             const py::gil_scoped_release release;
+             for (const pyunetsep::LayerTime& layer : plan.profile(magnitude)) times.emplace_back(layer.name, layer.seconds);
+             return times;
+           },
+           py::arg("magnitude"))
+      .def_property_readonly("simd_level", &UNetPlan::simd_level)
+      .def_property_readonly("packed_bytes", &UNetPlan::packed_bytes);
+
   module.def("simd_level", &pyunetsep::cpu::simd_level);
   module.def("simd_levels", &pyunetsep::cpu::simd_levels);
   module.def("set_simd_level", &pyunetsep::cpu::set_simd_level, pybind11::arg("name"));

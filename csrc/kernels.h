@@ -92,6 +92,110 @@ struct MaskedIstft {
 
 namespace cpu {
 
+// ---- The U-Net's layers on the CPU. Between them, maps lie in blocks of channels:
+// [batch, channels / kBlock rounded up, rows, columns, kBlock], the channels that fill up the last block being 0.
+// Parameters of channels are padded with zeros in the same way.
+constexpr int64_t kBlock = 16;
+
+// y = max(z, slope z) after_scale + after_shift of z = before_scale x + before_shift, where x is a convolution and its
+// bias. Scales and shifts are a channel's, or null: 1 and 0.
+struct Activation {
+  const float* bias;
+  const float* before_scale;
+  const float* before_shift;
+  const float* after_scale;
+  const float* after_shift;
+  float slope;       // 0 ... 1
+  float* raw;        // x, or null
+  float* activated;  // y, or null
+};
+
+// How a filter of five taps and stride 2 falls apart, in each dimension, into two phases of three taps and stride 1:
+// tap t of phase p is the sum of those taps of the filter whose bit is set in taps[p][t].
+struct Phases {
+  uint8_t taps[2][3];
+};
+
+// A 5x5 convolution of stride 2, or an upsampling one: what is fixed when its weights are packed.
+struct Convolution {
+  Phases phases;
+  bool upsampling;              // the phases are the output's, else the input's
+  bool weight_by_input;         // weights are [in, out, 5, 5], else [out, in, 5, 5]
+  int64_t in_channels[2];       // of two maps, the one behind the other; the second may have none
+  int64_t out_channels;
+  int tile_rows, tile_columns;  // outputs (of a phase) that are computed together: 4 or 2 each, or 1 both
+  int64_t blocks_a_task;        // blocks of output channels
+};
+
+struct ConvolutionRun {
+  const Convolution* conv;
+  const float* packed;
+  const float* source[2];  // [batch, blocks, in_rows, in_columns, kBlock]
+  int64_t batch, in_rows, in_columns;
+  int64_t grid_rows, grid_columns;  // of the output, or of one of its phases
+  Activation activation;            // to [batch, blocks, rows, columns, kBlock]
+  int64_t tiles_a_task;  // at most
+  float* scratch;        // [threads, scratch_stride]; convolution_scratch_size
+  int64_t scratch_stride, threads;
+};
+
+// The network's first convolution, 5x5 of stride 2: output o reads inputs 2 o - pad ... 2 o - pad + 4.
+struct InputConvolution {
+  const float* source;  // [batch, channels, rows, columns], columns contiguous
+  int64_t batch_stride, channel_stride, row_stride;
+  int64_t batch, channels, rows, columns;
+  const float* packed;  // [out blocks, channels, 5, 5, kBlock]
+  int64_t out_channels, out_rows, out_columns, pad;
+  Activation activation;  // to [batch, out blocks, out_rows, out_columns, kBlock]
+  float* scratch;         // [threads, scratch_stride]; input_convolution_scratch_size
+  int64_t scratch_stride, threads;
+};
+
+// What becomes of the last layer's sums.
+enum class Ending {
+  sigmoid,         // a mask
+  masked,          // a mask times the network's input
+  activated,       // relu and a scale and a shift: input of the head
+};
+
+// A plane that is written, and for Ending::masked one that is read.
+struct OutputPlanes {
+  Ending ending;
+  float* output;           // [batch, channels, rows, columns], columns contiguous
+  int64_t batch_stride, channel_stride, row_stride;
+  const float* magnitude;  // the network's input, likewise
+  int64_t magnitude_batch_stride, magnitude_channel_stride, magnitude_row_stride;
+};
+
+// The network's last upsampling convolution, to few channels.
+struct OutputConvolution {
+  Phases phases;
+  const float* source[2];  // [batch, blocks, rows, columns, kBlock]
+  int64_t blocks[2];
+  int64_t batch, rows, columns;
+  const float* packed;  // [out_channels, in blocks, 4 phases, 3, 3, kBlock]
+  int64_t out_channels;
+  const float* bias;         // [out_channels]
+  const float* after_scale;  // [out_channels], for Ending::activated
+  const float* after_shift;
+  OutputPlanes to;  // 2 rows, 2 columns
+  float* scratch;   // [threads, scratch_stride]; output_convolution_scratch_size
+  int64_t scratch_stride, threads;
+};
+
+// 4x4 convolution with dilation 2 of one plane, to masks: output o reads inputs o - 3, o - 1, o + 1, o + 3.
+struct DilatedHead {
+  const float* source;  // [batch, rows, kHeadMargin + columns + kHeadMargin], the margins being 0
+  int64_t batch, rows, columns;
+  const float* weight;  // [out_channels, 4, 4]
+  const float* bias;    // [out_channels]
+  int64_t out_channels;
+  OutputPlanes to;
+  float* scratch;  // [threads, scratch_stride]; dilated_head_scratch_size
+  int64_t scratch_stride, threads;
+};
+constexpr int64_t kHeadMargin = 32;
+
 // The kernels are built for several SIMD levels; the widest that the processor runs is used.
 std::string simd_level();                // the one in use
 std::vector<std::string> simd_levels();  // those that run here, from the plainest to the widest

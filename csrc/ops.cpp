@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "checks.h"
 #include "fft_tables.h"
 #include "kernels.h"
 
@@ -24,13 +25,6 @@ namespace {
 void check_dtype(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name, ": got dtype ",
                    tensor.scalar_type(), ", wants float32 or float64");
-}
-
-void check_alike(const char* name, const at::Tensor& tensor, const char* like_name, const at::Tensor& like) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, ": got dtype ", tensor.scalar_type(),
-                   ", wants that of ", like_name, ", ", like.scalar_type());
-  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, ": got device ", tensor.device(), ", wants that of ",
-                    like_name, ", ", like.device());
 }
 
 void check_positive(const char* name, double value) {
@@ -56,14 +50,10 @@ void check_hop_length(int64_t hop_length, int64_t n_fft) {
                     n_fft);
 }
 
-// What the Fourier transforms take: pyunetsep/ops/kernels.py sends them nothing else.
-void check_transform(const char* name, const at::Tensor& tensor, at::ScalarType dtype, const at::Tensor& window) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, ": got dtype ", tensor.scalar_type(), ", wants ", dtype);
-  TORCH_CHECK_TYPE(window.scalar_type() == at::kFloat, "window: got dtype ", window.scalar_type(),
-                   ", wants that of a float32 wave, ", at::kFloat);
-  TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, ": got device ", tensor.device(), ", wants cpu");
-  TORCH_CHECK_VALUE(window.device() == tensor.device(), "window: got device ", window.device(), ", wants that of ", name,
-                    ", ", tensor.device());
+// What the Fourier transforms take: pyunetsep/ops sends them nothing else.
+void check_transform(const char* name, const at::Tensor& tensor, const at::Tensor& window) {
+  check_cpu_float32(name, tensor);
+  check_alike("window", window, name, tensor);
   const int64_t n_fft = window.dim() == 1 ? window.size(0) : 0;
   TORCH_CHECK_VALUE(2 * kMinFftPoints <= n_fft && n_fft <= 2 * kMaxFftPoints && (n_fft & (n_fft - 1)) == 0,
                     "window: got shape ", window.sizes(), ", wants [n_fft], a power of two from ", 2 * kMinFftPoints,
@@ -160,7 +150,7 @@ at::Tensor overlap_add(const at::Tensor& frames, const at::Tensor& window, int64
 std::tuple<at::Tensor, at::Tensor> stft(const at::Tensor& wave, const at::Tensor& window, int64_t hop_length,
                                         int64_t first_bin, int64_t bins) {
   TORCH_CHECK_VALUE(wave.dim() >= 1, "wave: got shape ", wave.sizes(), ", wants [..., samples]");
-  check_transform("wave", wave, at::kFloat, window);
+  check_transform("wave", wave, window);
   const int64_t n_fft = window.size(0), all_bins = n_fft / 2 + 1;
   check_hop_length(hop_length, n_fft);
   check_band(first_bin, bins, all_bins);
@@ -191,18 +181,20 @@ std::tuple<at::Tensor, at::Tensor> stft(const at::Tensor& wave, const at::Tensor
 
 at::Tensor masked_istft(const at::Tensor& spectrum, const at::Tensor& mask, const at::Tensor& gain,
                         const at::Tensor& window, int64_t hop_length, int64_t first_bin) {
-  TORCH_CHECK_VALUE(spectrum.dim() >= 2, "spectrum: got shape ", spectrum.sizes(), ", wants [..., frames, bins]");
-  check_transform("spectrum", spectrum, at::kComplexFloat, window);
-  const int64_t frame_count = spectrum.size(-2), all_bins = spectrum.size(-1), n_fft = window.size(0);
-  TORCH_CHECK_VALUE(all_bins == n_fft / 2 + 1, "spectrum: got ", all_bins, " bins, wants n_fft // 2 + 1, ",
-                    n_fft / 2 + 1);
-  check_alike("mask", mask, "window", window);
-  const int64_t stem_axes = mask.dim() - spectrum.dim();
-  TORCH_CHECK_VALUE((stem_axes == 0 || stem_axes == 1) &&
-                        mask.sizes().slice(stem_axes, spectrum.dim() - 1) == spectrum.sizes().slice(0, spectrum.dim() - 1),
+  check_transform("mask", mask, window);
+  TORCH_CHECK_TYPE(spectrum.scalar_type() == at::kComplexFloat, "spectrum: got dtype ", spectrum.scalar_type(),
+                   ", wants complex64, with mask of float32");
+  TORCH_CHECK_VALUE(spectrum.device() == mask.device(), "spectrum: got device ", spectrum.device(),
+                    ", wants that of mask, ", mask.device());
+  check_alike("gain", gain, "mask", mask);
+  const int64_t n_fft = window.size(0), all_bins = n_fft / 2 + 1;
+  TORCH_CHECK_VALUE(spectrum.dim() >= 2 && spectrum.size(-1) == all_bins, "spectrum: got shape ", spectrum.sizes(),
+                    ", wants [..., frames, ", all_bins, "], n_fft // 2 + 1");
+  const int64_t frame_count = spectrum.size(-2), stem_axes = mask.dim() - spectrum.dim();
+  const at::IntArrayRef frames = spectrum.sizes().slice(0, spectrum.dim() - 1);
+  TORCH_CHECK_VALUE((stem_axes == 0 || stem_axes == 1) && mask.sizes().slice(stem_axes, frames.size()) == frames,
                     "mask: got shape ", mask.sizes(), ", wants that of spectrum, ", spectrum.sizes(),
-                    ", but for the bins and perhaps stems in front");
-  check_alike("gain", gain, "window", window);
+                    ", but for the bins and stems in front");
   TORCH_CHECK_VALUE(gain.sizes() == mask.sizes().slice(0, mask.dim() - 1), "gain: got shape ", gain.sizes(),
                     ", wants that of mask without bins, ", mask.sizes().slice(0, mask.dim() - 1));
   check_hop_length(hop_length, n_fft);

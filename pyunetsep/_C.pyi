@@ -19,3 +19,31 @@ def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: in
 def masked_istft(
     spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int
 ) -> Tensor: ...
+
+class Block:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        before: tuple[Tensor, Tensor] | None = None,
+        after: tuple[Tensor, Tensor] | None = None,
+        slope: float = 1.0,
+    ) -> None: ...
+
+class UNetPlan:
+    def __init__(
+        self,
+        encoder: list[Block],
+        decoder: list[Block],
+        head: Block | None,
+        alignment: str,
+        upsampling: str,
+        raw_skips: bool,
+        usual_size: tuple[int, int, int],
+    ) -> None: ...
+    def run(self, magnitude: Tensor, masked: bool = False) -> Tensor: ...
+    def profile(self, magnitude: Tensor) -> list[tuple[str, float]]: ...
+    @property
+    def simd_level(self) -> str: ...
+    @property
+    def packed_bytes(self) -> int: ...

@@ -69,6 +69,7 @@ class EncoderBlock(nn.Module):
         self.conv = DownConv(in_channels, out_channels, config.alignment)
         self.norm = _norm(out_channels, config) if norm else None
         self.leaky_slope = config.leaky_slope
+        self.raw_skip = config.skips == "raw"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[batch, in_channels, bins, frames] -> raw and activated [batch, out_channels, bins / 2, frames / 2]."""

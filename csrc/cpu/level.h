@@ -12,6 +12,20 @@ struct Level {
   void (*overlap_add_double)(const OverlapAdd<double>&);
   void (*stft)(const Stft&);
   void (*masked_istft)(const MaskedIstft&);
+
+  // Sizes are in floats.
+  int64_t (*convolution_packed_size)(const Convolution&);
+  int64_t (*convolution_scratch_size)(const Convolution&, int64_t tiles_a_task);
+  void (*convolution_pack)(const Convolution&, const double* weight, float* packed);
+  void (*convolution_run)(const ConvolutionRun&);
+  int64_t (*input_convolution_scratch_size)(const InputConvolution&);
+  void (*input_convolution_run)(const InputConvolution&);
+  int64_t (*output_convolution_scratch_size)(const OutputConvolution&);
+  void (*output_convolution_run)(const OutputConvolution&);
+  int64_t (*dilated_head_scratch_size)(const DilatedHead&);
+  void (*dilated_head_run)(const DilatedHead&);
 };
+
+const Level& level();  // the one in use
 
 }  // namespace pyunetsep::cpu

@@ -24,4 +24,14 @@ class RangeFunction {
 // not depend on where the ranges are cut.
 void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction body);
 
+// Calls body(task, thread) for each task below tasks, in ascending order of their start, on at most `threads` threads
+// numbered from 0. Who is free takes the next one, so a thread that is held up does not hold up the others.
+template <typename Body>
+static inline void parallel_tasks(int64_t tasks, int64_t threads, const Body& body) {
+  int64_t next = 0;
+  parallel_for(0, threads < tasks ? threads : tasks, 1, [&](int64_t begin, int64_t) {
+    for (int64_t task; (task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < tasks;) body(task, begin);
+  });
+}
+
 }  // namespace pyunetsep::cpu

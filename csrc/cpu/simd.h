@@ -35,20 +35,20 @@ static inline Vec load(const float* from) {
   return vec;
 }
 static inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
-static inline Vec broadcast(float value) { return Vec{} + value; }
+static inline Vec broadcast(float value) { return value - Vec{}; }  // 0 + value would not keep -0, and take an addition
 
 static inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 template <typename T>
-static inline T min(T a, T b) {
+static constexpr T min(T a, T b) {
   return b < a ? b : a;
 }
 template <typename T>
-static inline T max(T a, T b) {
+static constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

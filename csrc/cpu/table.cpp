@@ -12,6 +12,16 @@ void overlap_add(const OverlapAdd<float>& args);
 void overlap_add(const OverlapAdd<double>& args);
 void stft(const Stft& args);
 void masked_istft(const MaskedIstft& args);
+int64_t convolution_packed_size(const Convolution& conv);
+int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task);
+void convolution_pack(const Convolution& conv, const double* weight, float* packed);
+void convolution_run(const ConvolutionRun& args);
+int64_t input_convolution_scratch_size(const InputConvolution& args);
+void input_convolution_run(const InputConvolution& args);
+int64_t output_convolution_scratch_size(const OutputConvolution& args);
+void output_convolution_run(const OutputConvolution& args);
+int64_t dilated_head_scratch_size(const DilatedHead& args);
+void dilated_head_run(const DilatedHead& args);
 
 extern const Level kLevel;
 const Level kLevel{
@@ -22,6 +32,16 @@ const Level kLevel{
     .overlap_add_double = &overlap_add,
     .stft = &stft,
     .masked_istft = &masked_istft,
+    .convolution_packed_size = &convolution_packed_size,
+    .convolution_scratch_size = &convolution_scratch_size,
+    .convolution_pack = &convolution_pack,
+    .convolution_run = &convolution_run,
+    .input_convolution_scratch_size = &input_convolution_scratch_size,
+    .input_convolution_run = &input_convolution_run,
+    .output_convolution_scratch_size = &output_convolution_scratch_size,
+    .output_convolution_run = &output_convolution_run,
+    .dilated_head_scratch_size = &dilated_head_scratch_size,
+    .dilated_head_run = &dilated_head_run,
 };
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

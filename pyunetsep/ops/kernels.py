@@ -78,6 +78,8 @@ def transforms(window: Tensor) -> bool:
     return lengths and window.dtype == torch.float32 and window.device.type == "cpu"
 
 
+Block = _C.Block
+UNetPlan = _C.UNetPlan
 ratio_mask = torch.ops.pyunetsep.ratio_mask.default
 overlap_add = torch.ops.pyunetsep.overlap_add.default
 stft = torch.ops.pyunetsep.stft.default

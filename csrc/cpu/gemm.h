@@ -1,0 +1,61 @@
+// The matrix product that the convolutions come down to: a few rows of v times a packed panel of one or two vectors'
+// columns.
+#pragma once
+#include "simd.h"
+
+namespace pyunetsep::cpu::PYUNETSEP_SIMD {
+
+// Rows that a call takes at most: two accumulators a row, two vectors of the panel and one broadcast fill the registers.
+constexpr int kMaxRows = (kRegisters - 4) / 2;
+
+// m[r, c] = sum_k v[r, k] panel[k, c] for `Rows` rows and `Width` (1 or 2) vectors' columns; k ascends.
+template <int Rows, int Width>
+static __attribute__((noinline)) void gemm_panel(const float* __restrict v, int64_t v_stride,
+                                                 const float* __restrict panel, int64_t depth, float* __restrict m,
+                                                 int64_t m_stride) {
+  Vec sum[Rows][Width];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int c = 0; c < Width; ++c) sum[r][c] = Vec{};
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec columns[Width];
+#pragma GCC unroll 2
+    for (int c = 0; c < Width; ++c) columns[c] = load(panel + (k * Width + c) * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const Vec scalar = broadcast(v[r * v_stride + k]);
+#pragma GCC unroll 2
+      for (int c = 0; c < Width; ++c) sum[r][c] += scalar * columns[c];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int c = 0; c < Width; ++c) store(m + r * m_stride + c * kLanes, sum[r][c]);
+  }
+}
+
+using GemmPanel = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
+
+// gemm_panel of 1 ... kMaxRows rows. The template arguments beyond are never asked for.
+template <int Width>
+constexpr GemmPanel gemm_panels[] = {
+    gemm_panel<1, Width>,
+    gemm_panel<2, Width>,
+    gemm_panel<3, Width>,
+    gemm_panel<4, Width>,
+    gemm_panel<5, Width>,
+    gemm_panel<6, Width>,
+    gemm_panel<min(7, kMaxRows), Width>,
+    gemm_panel<min(8, kMaxRows), Width>,
+    gemm_panel<min(9, kMaxRows), Width>,
+    gemm_panel<min(10, kMaxRows), Width>,
+    gemm_panel<min(11, kMaxRows), Width>,
+    gemm_panel<min(12, kMaxRows), Width>,
+    gemm_panel<min(13, kMaxRows), Width>,
+    gemm_panel<min(14, kMaxRows), Width>,
+};
+
+}  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

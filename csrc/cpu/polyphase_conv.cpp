@@ -1,0 +1,381 @@
+#include "../kernels.h"
+#include "epilogue.h"
+#include "gemm.h"
+#include "parallel.h"
+#include "simd.h"
+#include "winograd.h"
+
+// A 5x5 convolution of stride 2, or its transpose, as polyphase Winograd convolution.
+//
+// The strided convolution is the sum of four convolutions of stride 1 and at most 3x3 taps, one of each phase of the
+// input (even or odd rows, even or odd columns); the transposed one makes each phase of its output by such a
+// convolution of the whole input. Each of them is a minimal filter on tiles of R x C outputs (see winograd.h): transform
+// (R + 2) x (C + 2) inputs, multiply point by point, transform back. The strided convolution's phases meet in one
+// domain, so they are added up before the way back. With 4x4 tiles that is 121 multiplications for 16 outputs instead
+// of 400: 36 points, four phases, less those at which a phase's filter has nothing because it has two taps, not three.
+//
+// One task takes a run of tiles and some blocks of output channels. It transforms the tiles (v), multiplies by the
+// packed weights, one point after the other, as matrices [tiles, input channels] x [input channels, output channels]
+// (m), and transforms back; bias, norm and activation happen in registers on the way out. v and m stay in the second
+// cache level, the weights stream through it once a task. Bound by the multiply-adds, at large batches.
+//
+// Each output is computed by the same operations in the same order, however tiles are spread over tasks and threads.
+
+namespace pyunetsep::cpu::PYUNETSEP_SIMD {
+namespace {
+
+constexpr int kParts = kBlock / kLanes;  // vectors a block of channels
+
+// Points of a dimension that a phase's filter reaches: all, or all but the first or the last.
+struct PointRange {
+  int first, last;
+};
+
+template <int M>
+PointRange points_of(const uint8_t (&taps)[3]) {
+  return {taps[0] ? 0 : 1, taps[2] ? kPoints<M> - 1 : kPoints<M> - 2};
+}
+
+// Which phases there are at each point of a tile, and where.
+template <int R, int C>
+struct Points {
+  static constexpr int kCount = kPoints<R> * kPoints<C>;
+  int8_t phases[kCount] = {};  // how many
+  int8_t slot[4][kCount];      // the phase's number among them; -1: none
+
+  explicit Points(const Phases& phase) {
+    for (int p = 0; p < 4; ++p) {
+      const PointRange rows = points_of<R>(phase.taps[p / 2]), columns = points_of<C>(phase.taps[p % 2]);
+      for (int at = 0; at < kCount; ++at) {
+        const int row = at / kPoints<C>, column = at % kPoints<C>;
+        const bool there = rows.first <= row && row <= rows.last && columns.first <= column && column <= columns.last;
+        slot[p][at] = there ? phases[at]++ : -1;
+      }
+    }
+  }
+};
+
+int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
+
+int64_t input_blocks(const Convolution& conv) { return blocks_of(conv.in_channels[0]) + blocks_of(conv.in_channels[1]); }
+
+// ---- packing
+
+// Floats of packed weights a block of output channels.
+template <int R, int C>
+int64_t packed_block_size(const Convolution& conv) {
+  const Points<R, C> points(conv.phases);
+  int64_t size = 0;
+  for (int at = 0; at < points.kCount; ++at) size += points.phases[at] * input_blocks(conv) * kBlock * kBlock;
+  return size;
+}
+
+// Where a task's weights of one point lie: [depth, vectors] in panels of two vectors' columns.
+inline float* packed_at(float* point, int64_t depth, int vectors, int64_t k, int vector) {
+  const int panel = vector / 2, width = min(2, vectors - 2 * panel);
+  return point + panel * 2 * kLanes * depth + (k * width + vector % 2) * kLanes;
+}
+
+template <int R, int C>
+void pack_blocks(const Convolution& conv, const double* weight, int64_t first_block, int64_t blocks, float* packed) {
+  const Points<R, C> points(conv.phases);
+  const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
+  const int64_t first_blocks = blocks_of(conv.in_channels[0]);
+  const int64_t depth = input_blocks(conv) * kBlock;
+  for (int64_t k = 0; k < depth; ++k) {
+    // the sources are padded one by one
+    const bool second = k >= first_blocks * kBlock;
+    const int64_t within = second ? k - first_blocks * kBlock : k;
+    const int64_t in = second ? conv.in_channels[0] + within : within;
+    const bool in_padding = within >= conv.in_channels[second];
+    for (int64_t o = 0; o < blocks * kBlock; ++o) {
+      const int64_t out = first_block * kBlock + o;
+      const bool padding = in_padding || out >= conv.out_channels;
+      const int64_t filter = conv.weight_by_input ? in * conv.out_channels + out : out * in_channels + in;
+      const double* taps = padding ? nullptr : weight + filter * 25;
+      for (int p = 0; p < 4; ++p) {
+        double w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
+        for (int i = 0; i < 25 && taps; ++i) {
+          for (int t = 0; t < 9; ++t) {
+            const bool in_row = conv.phases.taps[p / 2][t / 3] >> (i / 5) & 1;
+            const bool in_column = conv.phases.taps[p % 2][t % 3] >> (i % 5) & 1;
+            if (in_row && in_column) w[t] += taps[i];
+          }
+        }
+        for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
+        for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
+        float* point = packed;
+        for (int at = 0; at < points.kCount; ++at) {
+          const int phases = points.phases[at], slot = points.slot[p][at];
+          const int64_t point_depth = conv.upsampling ? depth : phases * depth;
+          const int vectors = static_cast<int>(conv.upsampling ? phases * blocks : blocks) * kParts;
+          if (slot >= 0) {
+            const int64_t row = conv.upsampling ? k : slot * depth + k;
+            const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + o;
+            packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes))[column % kLanes] =
+                static_cast<float>(whole[at]);
+          }
+          point += point_depth * vectors * kLanes;
+        }
+      }
+    }
+  }
+}
+
+template <int R, int C>
+void pack(const Convolution& conv, const double* weight, float* packed) {
+  const int64_t blocks = blocks_of(conv.out_channels), groups = ceil_div(blocks, conv.blocks_a_task);
+  parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = group * conv.blocks_a_task;
+      pack_blocks<R, C>(conv, weight, first, min(conv.blocks_a_task, blocks - first),
+                        packed + first * packed_block_size<R, C>(conv));
+    }
+  });
+}
+
+// ---- running
+
+// Distances in a task's scratch memory. A distance of an odd number of cache lines spreads rows over all cache sets.
+template <int R, int C>
+struct Layout {
+  int64_t v_tile, v_point, m_tile, m_point, m_start, size;
+
+  explicit Layout(const Convolution& conv, int64_t tiles) {
+    const auto odd_lines = [](int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; };
+    v_tile = odd_lines(input_blocks(conv) * kBlock * (conv.upsampling ? 1 : 4));
+    m_tile = odd_lines(conv.blocks_a_task * kBlock * (conv.upsampling ? 4 : 1));
+    v_point = odd_lines(v_tile * tiles);
+    m_point = odd_lines(m_tile * tiles);
+    m_start = v_point * kPoints<R> * kPoints<C>;
+    size = m_start + m_point * kPoints<R> * kPoints<C>;
+  }
+};
+
+// A run of neighbouring tiles in one row of tiles.
+struct Run {
+  int64_t image, tile_row, tile_column, count;
+  int64_t at;  // of its first tile, in the task
+};
+
+template <int R, int C>
+int64_t tiles_of(const ConvolutionRun& a) {
+  return a.batch * ceil_div(a.grid_rows, R) * ceil_div(a.grid_columns, C);
+}
+
+template <int R, int C, typename Body>
+inline void for_each_run(const ConvolutionRun& a, int64_t first, int64_t count, Body body) {
+  const int64_t tile_rows = ceil_div(a.grid_rows, R), tile_columns = ceil_div(a.grid_columns, C);
+  for (int64_t at = 0; at < count;) {
+    const int64_t tile = first + at, column = tile % tile_columns, row = tile / tile_columns;
+    const Run run{row / tile_rows, row % tile_rows, column, min(tile_columns - column, count - at), at};
+    body(run);
+    at += run.count;
+  }
+}
+
+// A strip of neighbouring tiles is transformed at once: all its columns, then each tile's rows of these. Neighbours
+// share two columns, which are transformed once, and what waits in between stays in the first cache level.
+constexpr int kStrip = 8;  // tiles
+
+// One vector of channels of one input phase, of a strip of tiles that begins at grid column `left`, to all points.
+template <int R, int C, int Stride>
+inline void transform_strip(const ConvolutionRun& a, const float* image, int64_t top, int64_t left, int64_t tiles,
+                            int row_phase, int column_phase, float* const* to, int64_t v_tile) {
+  static const float kZeros[(kStrip * C + 2) * Stride * kBlock] = {};  // a row outside
+  const int64_t first_column = Stride * left + column_phase, columns = tiles * C + 2;
+  const float* rows[kPoints<R>];
+  for (int i = 0; i < kPoints<R>; ++i) {
+    const int64_t row = Stride * (top + i) + row_phase;
+    const bool inside = 0 <= row && row < a.in_rows;
+    rows[i] = inside ? image + (row * a.in_columns + first_column) * kBlock : kZeros;
+  }
+  Vec strip[kStrip * C + 2][kPoints<R>];
+  const int64_t begin = first_column < 0 ? ceil_div(-first_column, Stride) : 0;
+  const int64_t end = min(columns, max<int64_t>(begin, ceil_div(a.in_columns - first_column, Stride)));
+  for (int64_t j = 0; j < begin; ++j) {
+    for (int i = 0; i < kPoints<R>; ++i) strip[j][i] = Vec{};
+  }
+  for (int64_t j = begin; j < end; ++j) {
+    Vec x[kPoints<R>];
+    for (int i = 0; i < kPoints<R>; ++i) {
+      x[i] = load(rows[i] + j * Stride * kBlock);
+      __builtin_prefetch(rows[i] + (j + kStrip * C) * Stride * kBlock);
+    }
+    input_transform<R>(x, 1, strip[j], 1);
+  }
+  for (int64_t j = end; j < columns; ++j) {
+    for (int i = 0; i < kPoints<R>; ++i) strip[j][i] = Vec{};
+  }
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int i = 0; i < kPoints<R>; ++i) {
+      Vec points[kPoints<C>];
+      input_transform<C>(&strip[t * C][i], kPoints<R>, points, 1);
+      float* const* row = to + i * kPoints<C>;
+      if (row[0]) store(row[0] + t * v_tile, points[0]);
+      if (!row[1]) continue;  // no point of this row but, perhaps, the first and the last
+      for (int j = 1; j < kPoints<C> - 1; ++j) store(row[j] + t * v_tile, points[j]);
+      if (row[kPoints<C> - 1]) store(row[kPoints<C> - 1] + t * v_tile, points[kPoints<C> - 1]);
+    }
+  }
+}
+
+template <int R, int C, bool Upsampling>
+void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t first,
+                      int64_t count, float* v) {
+  const Convolution& conv = *a.conv;
+  const int64_t blocks[2] = {blocks_of(conv.in_channels[0]), blocks_of(conv.in_channels[1])};
+  const int64_t depth = (blocks[0] + blocks[1]) * kBlock, plane = a.in_rows * a.in_columns * kBlock;
+  for_each_run<R, C>(a, first, count, [&](const Run& run) {
+    for (int64_t t = 0; t < run.count; t += kStrip) {
+      const int64_t tiles = min<int64_t>(kStrip, run.count - t);
+      for (int source = 0; source < 2; ++source) {
+        for (int64_t block = 0; block < blocks[source]; ++block) {
+          const float* image = a.source[source] + (run.image * blocks[source] + block) * plane;
+          for (int phase = 0; phase < (Upsampling ? 1 : 4); ++phase) {
+            for (int part = 0; part < kParts; ++part) {
+              const int64_t k = (source * blocks[0] + block) * kBlock + part * kLanes;
+              float* to[Points<R, C>::kCount];
+              for (int at = 0; at < points.kCount; ++at) {
+                const int slot = Upsampling ? 0 : points.slot[phase][at];
+                to[at] = slot < 0 ? nullptr : v + at * layout.v_point + (run.at + t) * layout.v_tile + slot * depth + k;
+              }
+              transform_strip<R, C, Upsampling ? 1 : 2>(a, image + part * kLanes, run.tile_row * R - 1,
+                                                        (run.tile_column + t) * C - 1, tiles, phase / 2, phase % 2, to,
+                                                        layout.v_tile);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+template <int R, int C, bool Upsampling>
+void multiply(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t count,
+              int64_t blocks, const float* packed, const float* v, float* m) {
+  const Convolution& conv = *a.conv;
+  const int64_t depth = input_blocks(conv) * kBlock;
+  const int64_t row_groups = ceil_div(count, kMaxRows);
+  for (int at = 0; at < points.kCount; ++at) {
+    const int phases = points.phases[at];
+    const int64_t point_depth = Upsampling ? depth : phases * depth;
+    const int vectors = static_cast<int>(Upsampling ? phases * blocks : blocks) * kParts;
+    for (int vector = 0; vector < vectors; vector += 2) {
+      const int width = min(2, vectors - vector);
+      const auto row = width == 2 ? gemm_panels<2> : gemm_panels<1>;
+      float* to = m + at * layout.m_point + vector * kLanes;
+      for (int64_t group = 0; group < row_groups; ++group) {
+        const int64_t begin = count * group / row_groups, end = count * (group + 1) / row_groups;
+        row[end - begin - 1](v + at * layout.v_point + begin * layout.v_tile, layout.v_tile, packed, point_depth,
+                             to + begin * layout.m_tile, layout.m_tile);
+      }
+      packed += point_depth * width * kLanes;
+    }
+  }
+}
+
+template <int R, int C, bool Upsampling, bool Raw, bool Before, bool After>
+void transform_outputs(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t first,
+                       int64_t count, int64_t first_block, int64_t blocks, const float* m) {
+  constexpr int kStride = Upsampling ? 2 : 1;
+  const int64_t out_blocks = blocks_of(a.conv->out_channels);
+  const int64_t rows = kStride * a.grid_rows, columns = kStride * a.grid_columns;
+  for (int phase = 0; phase < (Upsampling ? 4 : 1); ++phase) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int part = 0; part < kParts; ++part) {
+        const Epilogue<Raw, Before, After> epilogue(a.activation, (first_block + block) * kBlock + part * kLanes);
+        const float* from[Points<R, C>::kCount];
+        for (int at = 0; at < points.kCount; ++at) {
+          const int slot = Upsampling ? points.slot[phase][at] : 0;
+          from[at] = slot < 0 ? nullptr
+                              : m + at * layout.m_point + (slot * blocks + block) * kBlock + part * kLanes;
+        }
+        for_each_run<R, C>(a, first, count, [&](const Run& run) {
+          const int64_t plane = (run.image * out_blocks + first_block + block) * rows * columns * kBlock;
+          for (int64_t t = 0; t < run.count; ++t) {
+            const int64_t tile = (run.at + t) * layout.m_tile;
+            Vec half[R][kPoints<C>];
+            for (int j = 0; j < kPoints<C>; ++j) {
+              Vec x[kPoints<R>], y[R];
+              for (int i = 0; i < kPoints<R>; ++i) {
+                const float* point = from[i * kPoints<C> + j];
+                x[i] = point ? load(point + tile) : Vec{};
+              }
+              output_transform<R>(x, 1, y, 1);
+              for (int i = 0; i < R; ++i) half[i][j] = y[i];
+            }
+            const int64_t tile_row = run.tile_row * R, tile_column = (run.tile_column + t) * C;
+            for (int i = 0; i < min<int64_t>(R, a.grid_rows - tile_row); ++i) {
+              Vec y[C];
+              output_transform<C>(half[i], 1, y, 1);
+              const int64_t row = kStride * (tile_row + i) + phase / 2;
+              const int64_t column = kStride * tile_column + phase % 2;
+              const int64_t to = plane + (row * columns + column) * kBlock + part * kLanes;
+              for (int j = 0; j < min<int64_t>(C, a.grid_columns - tile_column); ++j) {
+                epilogue(y[j], to + j * kStride * kBlock);
+              }
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
+template <int R, int C, bool Upsampling>
+void run_tiles(const ConvolutionRun& a) {
+  const Convolution& conv = *a.conv;
+  const Points<R, C> points(conv.phases);
+  const Layout<R, C> layout(conv, a.tiles_a_task);
+  const int64_t tiles = tiles_of<R, C>(a), chunks = ceil_div(tiles, a.tiles_a_task);
+  const int64_t blocks = blocks_of(conv.out_channels), groups = ceil_div(blocks, conv.blocks_a_task);
+  const int64_t block_size = packed_block_size<R, C>(conv);
+  with_epilogue(a.activation, [&]<bool Raw, bool Before, bool After>() {
+    parallel_tasks(groups * chunks, a.threads, [&](int64_t task, int64_t thread) {
+      // chunks of tiles that need the same weights follow each other, and find them in the shared cache
+      const int64_t group = task / chunks, chunk = task % chunks;
+      const int64_t first = chunk * tiles / chunks, count = (chunk + 1) * tiles / chunks - first;
+      const int64_t first_block = group * conv.blocks_a_task, task_blocks = min(conv.blocks_a_task, blocks - first_block);
+      float* v = a.scratch + thread * a.scratch_stride;
+      float* m = v + layout.m_start;
+      transform_inputs<R, C, Upsampling>(a, points, layout, first, count, v);
+      multiply<R, C, Upsampling>(a, points, layout, count, task_blocks, a.packed + first_block * block_size, v, m);
+      transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, first, count, first_block, task_blocks, m);
+    });
+  });
+}
+
+// Calls body.operator()<R, C>() for the convolution's tile.
+template <typename Body>
+auto with_tile(const Convolution& conv, Body body) {
+  switch (10 * conv.tile_rows + conv.tile_columns) {
+    case 44: return body.template operator()<4, 4>();
+    case 42: return body.template operator()<4, 2>();
+    case 24: return body.template operator()<2, 4>();
+    case 22: return body.template operator()<2, 2>();
+    default: return body.template operator()<1, 1>();
+  }
+}
+
+}  // namespace
+
+int64_t convolution_packed_size(const Convolution& conv) {
+  return with_tile(conv, [&]<int R, int C>() { return blocks_of(conv.out_channels) * packed_block_size<R, C>(conv); });
+}
+
+int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task) {
+  return with_tile(conv, [&]<int R, int C>() { return Layout<R, C>(conv, tiles_a_task).size; });
+}
+
+void convolution_pack(const Convolution& conv, const double* weight, float* packed) {
+  with_tile(conv, [&]<int R, int C>() { pack<R, C>(conv, weight, packed); });
+}
+
+void convolution_run(const ConvolutionRun& args) {
+  with_tile(*args.conv, [&]<int R, int C>() {
+    args.conv->upsampling ? run_tiles<R, C, true>(args) : run_tiles<R, C, false>(args);
+  });
+}
+
+}  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

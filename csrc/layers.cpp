@@ -1,0 +1,386 @@
+#include "layers.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace pyunetsep {
+namespace {
+
+using cpu::kBlock;
+
+// Which of the filter's five taps make the three taps of each phase, see cpu::Phases. A strided convolution:
+// y[o] = sum_k w[k] x[2 o + k - pad], where phase p holds x[2 i + p] and tap t reads i = o + t - 1.
+// A transposed one: y[2 m + p] = sum_t x[m + t - 1] w[p + pad - 2 (t - 1)].
+// Behind an upsampling by repetition: y[2 m + p] = sum_k w[k] x[floor((2 m + p + k - 2) / 2)].
+cpu::Phases phases_of(Alignment alignment, std::optional<Upsampling> upsampling) {
+  const int pad = alignment == Alignment::pytorch ? 2 : 1;
+  cpu::Phases phases = {};
+  for (int p = 0; p < 2; ++p) {
+    for (int k = 0; k < 5; ++k) {
+      int t = -1;
+      if (!upsampling) {
+        if ((k - pad + 2) % 2 == p) t = (k - pad - p + 2) / 2;
+      } else if (*upsampling == Upsampling::nearest) {
+        t = (p + k) / 2;
+      } else if ((p + pad - k + 4) % 2 == 0) {
+        t = (p + pad - k) / 2 + 1;
+      }
+      if (0 <= t && t < 3) phases.taps[p][t] |= 1 << k;
+    }
+  }
+  return phases;
+}
+
+// [channels] -> [channels padded to whole blocks], float32, zeros behind; undefined if there are none.
+at::Tensor padded(const at::Tensor& values, int64_t channels) {
+  at::Tensor result = at::zeros({blocks_of(channels) * kBlock}, at::kFloat);
+  result.narrow(0, 0, channels).copy_(values);
+  return result;
+}
+
+const float* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+
+constexpr int64_t kKiB = 1024 / sizeof(float);  // floats
+// What a task should keep of the second cache level, and packed weights that will not stay even in the third.
+constexpr int64_t kTaskFloats = 768 * kKiB, kLargeWeights = 20 * 1024 * kKiB;
+constexpr int64_t kRows = 14;  // tiles of one matrix product at the widest SIMD level
+
+// Products of a tile, summed over the phases: (2 R + 3) (2 C + 3), for of R + 2 points of a dimension one phase reaches
+// all and the other all but one.
+int64_t products(int64_t tile_rows, int64_t tile_columns) { return (2 * tile_rows + 3) * (2 * tile_columns + 3); }
+
+// The tile with the least work. Beside its products, each weight costs about as much as kWeightTiles tiles: it is read
+// from memory, once for all tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge
+// of a small map whole tiles go over it.
+std::pair<int, int> best_tile(const Size& grid) {
+  constexpr int64_t kWeightTiles = 16;
+  std::pair<int, int> best;
+  double least = 0;
+  for (const auto& [rows, columns] : {std::pair{4, 4}, {2, 4}, {4, 2}, {2, 2}, {1, 1}}) {
+    const int64_t tiles = grid.batch * ((grid.rows + rows - 1) / rows) * ((grid.columns + columns - 1) / columns);
+    const double work = static_cast<double>(products(rows, columns)) * static_cast<double>(tiles + kWeightTiles);
+    if (least == 0 || work < least) {
+      least = work;
+      best = {rows, columns};
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Alignment alignment_of(const std::string& name) {
+  if (name == "pytorch") return Alignment::pytorch;
+  TORCH_CHECK_VALUE(name == "tensorflow", "alignment: got '", name, "', wants pytorch or tensorflow");
+  return Alignment::tensorflow;
+}
+
+Upsampling upsampling_of(const std::string& name) {
+  if (name == "transposed") return Upsampling::transposed;
+  TORCH_CHECK_VALUE(name == "nearest", "upsampling: got '", name, "', wants transposed or nearest");
+  return Upsampling::nearest;
+}
+
+at::Tensor allocate_floats(int64_t count) {
+  const at::Tensor memory = at::empty({count}, at::kFloat);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096;
+  const auto begin = (reinterpret_cast<uintptr_t>(memory.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
+  const auto end = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr<float>() + count) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish, no matter if refused
+#endif
+  return memory;
+}
+
+int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
+
+int64_t map_floats(const Size& size, int64_t channels) {
+  return size.batch * blocks_of(channels) * size.rows * size.columns * kBlock;
+}
+
+int64_t halved(int64_t size, Alignment alignment) {
+  return alignment == Alignment::pytorch ? (size + 1) / 2 : size / 2;
+}
+
+// ---- ActivationParameters
+
+ActivationParameters::ActivationParameters(const Block& block, int64_t channels)
+    : bias_(padded(block.bias, channels)), slope_(static_cast<float>(block.slope)) {
+  if (block.before) {
+    before_scale_ = padded(block.before->first, channels);
+    before_shift_ = padded(block.before->second, channels);
+  }
+  if (block.after) {
+    after_scale_ = padded(block.after->first, channels);
+    after_shift_ = padded(block.after->second, channels);
+  }
+}
+
+cpu::Activation ActivationParameters::writing(float* raw, float* activated) const {
+  return {.bias = data_or_null(bias_),
+          .before_scale = data_or_null(before_scale_),
+          .before_shift = data_or_null(before_shift_),
+          .after_scale = data_or_null(after_scale_),
+          .after_shift = data_or_null(after_shift_),
+          .slope = slope_,
+          .raw = raw,
+          .activated = activated};
+}
+
+// ---- ConvolutionLayer
+
+ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, std::vector<int64_t> in_channels,
+                                   Alignment alignment, std::optional<Upsampling> upsampling, Size grid)
+    : level_(level), activation_(block, block.bias.size(0)) {
+  in_channels.resize(2);
+  const auto [tile_rows, tile_columns] = best_tile(grid);
+  conv_ = {.phases = phases_of(alignment, upsampling),
+           .upsampling = upsampling.has_value(),
+           .weight_by_input = upsampling == Upsampling::transposed,
+           .in_channels = {in_channels[0], in_channels[1]},
+           .out_channels = block.bias.size(0),
+           .tile_rows = tile_rows,
+           .tile_columns = tile_columns,
+           .blocks_a_task = 1};
+  // All channels in one task transform the input once; where the weights will not stay in the cache anyway, threads
+  // share the channels instead.
+  const int64_t blocks = blocks_of(conv_.out_channels);
+  const bool large = level_.convolution_packed_size(conv_) > kLargeWeights;
+  conv_.blocks_a_task = large ? std::min<int64_t>(blocks, 8) : blocks;
+  packed_ = allocate_floats(level_.convolution_packed_size(conv_));
+  const at::Tensor weight = block.weight.to(at::kDouble).contiguous();
+  level_.convolution_pack(conv_, weight.const_data_ptr<double>(), packed_.mutable_data_ptr<float>());
+}
+
+int64_t ConvolutionLayer::tiles(const Size& grid) const {
+  const int64_t rows = (grid.rows + conv_.tile_rows - 1) / conv_.tile_rows;
+  return grid.batch * rows * ((grid.columns + conv_.tile_columns - 1) / conv_.tile_columns);
+}
+
+bool ConvolutionLayer::many_tiles(const Size& grid) const {
+  return tiles({1, grid.rows, grid.columns}) >= 4 * kRows;
+}
+
+int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const {
+  const int64_t all = std::max<int64_t>(tiles(grid), 1);
+  int64_t wanted = 3 * kRows;  // each pass over large weights should serve many tiles
+  if (packed_.numel() <= kLargeWeights) {
+    const int64_t floats = level_.convolution_scratch_size(conv_, kRows) / kRows;
+    wanted = std::clamp<int64_t>(kTaskFloats / floats / kRows, 1, 4) * kRows;
+  }
+  const int64_t groups = (blocks_of(conv_.out_channels) + conv_.blocks_a_task - 1) / conv_.blocks_a_task;
+  int64_t chunks = (all + wanted - 1) / wanted;
+  while (groups * chunks % threads && chunks < all && chunks < 2 * threads) ++chunks;  // an equal share for each
+  return (all + chunks - 1) / chunks;
+}
+
+int64_t ConvolutionLayer::scratch_floats(const Size& grid, int64_t threads) const {
+  return level_.convolution_scratch_size(conv_, tiles_a_task(grid, threads));
+}
+
+void ConvolutionLayer::run(const std::vector<const float*>& sources, const Size& in, const Size& grid, float* raw,
+                           float* activated, float* scratch, int64_t scratch_stride, int64_t threads) const {
+  if (grid.batch * grid.rows * grid.columns == 0) return;
+  level_.convolution_run({.conv = &conv_,
+                          .packed = packed_.const_data_ptr<float>(),
+                          .source = {sources[0], sources.size() > 1 ? sources[1] : nullptr},
+                          .batch = in.batch,
+                          .in_rows = in.rows,
+                          .in_columns = in.columns,
+                          .grid_rows = grid.rows,
+                          .grid_columns = grid.columns,
+                          .activation = activation_.writing(raw, activated),
+                          .tiles_a_task = tiles_a_task(grid, threads),
+                          .scratch = scratch,
+                          .scratch_stride = scratch_stride,
+                          .threads = threads});
+}
+
+// ---- InputLayer
+
+InputLayer::InputLayer(const cpu::Level& level, const Block& block, Alignment alignment)
+    : level_(level),
+      in_channels_(block.weight.size(1)),
+      out_channels_(block.weight.size(0)),
+      pad_(alignment == Alignment::pytorch ? 2 : 1),
+      activation_(block, block.weight.size(0)) {
+  // [out, in, 5, 5] -> [out blocks, in, 5, 5, kBlock]
+  packed_ = at::zeros({blocks_of(out_channels_) * kBlock, in_channels_, 5, 5}, at::kFloat);
+  packed_.narrow(0, 0, out_channels_).copy_(block.weight);
+  packed_ = packed_.unflatten(0, {-1, kBlock}).permute({0, 2, 3, 4, 1}).contiguous();
+}
+
+cpu::InputConvolution InputLayer::args(const at::Tensor& source, const Size& out) const {
+  return {.source = source.const_data_ptr<float>(),
+          .batch_stride = source.stride(0),
+          .channel_stride = source.stride(1),
+          .row_stride = source.stride(2),
+          .batch = out.batch,
+          .channels = in_channels_,
+          .rows = source.size(2),
+          .columns = source.size(3),
+          .packed = packed_.const_data_ptr<float>(),
+          .out_channels = out_channels_,
+          .out_rows = out.rows,
+          .out_columns = out.columns,
+          .pad = pad_,
+          .activation = {},
+          .scratch = nullptr,
+          .scratch_stride = 0,
+          .threads = 1};
+}
+
+int64_t InputLayer::scratch_floats(const Size& out) const {
+  cpu::InputConvolution sizes = {};
+  sizes.channels = in_channels_;
+  sizes.out_columns = out.columns;
+  return level_.input_convolution_scratch_size(sizes);
+}
+
+void InputLayer::run(const at::Tensor& source, const Size& out, float* raw, float* activated, float* scratch,
+                     int64_t scratch_stride, int64_t threads) const {
+  cpu::InputConvolution convolution = args(source, out);
+  convolution.activation = activation_.writing(raw, activated);
+  convolution.scratch = scratch;
+  convolution.scratch_stride = scratch_stride;
+  convolution.threads = threads;
+  level_.input_convolution_run(convolution);
+}
+
+// ---- OutputLayer
+
+cpu::OutputPlanes output_planes(cpu::Ending ending, const at::Tensor& output, const at::Tensor& magnitude) {
+  return {.ending = ending,
+          .output = output.mutable_data_ptr<float>(),
+          .batch_stride = output.stride(0),
+          .channel_stride = output.stride(1),
+          .row_stride = output.stride(2),
+          .magnitude = magnitude.const_data_ptr<float>(),
+          .magnitude_batch_stride = magnitude.stride(0),
+          .magnitude_channel_stride = magnitude.stride(1),
+          .magnitude_row_stride = magnitude.stride(2)};
+}
+
+OutputLayer::OutputLayer(const cpu::Level& level, const Block& block, std::vector<int64_t> in_channels,
+                         Alignment alignment, Upsampling upsampling)
+    : level_(level),
+      phases_(phases_of(alignment, upsampling)),
+      in_channels_(std::move(in_channels)),
+      out_channels_(block.bias.size(0)),
+      bias_(padded(block.bias, out_channels_)) {
+  if (block.after) {
+    after_scale_ = padded(block.after->first, out_channels_);
+    after_shift_ = padded(block.after->second, out_channels_);
+  }
+  int64_t in_blocks = 0;
+  for (const int64_t channels : in_channels_) in_blocks += blocks_of(channels);
+  packed_ = at::zeros({out_channels_, in_blocks, 4, 3, 3, kBlock}, at::kFloat);
+  const at::Tensor weight = (upsampling == Upsampling::transposed ? block.weight.transpose(0, 1) : block.weight)
+                                .to(at::kDouble)
+                                .contiguous();  // [out, in, 5, 5]
+  const auto from = weight.accessor<const double, 4>();
+  auto to = packed_.accessor<float, 6>();
+  for (int64_t out = 0; out < out_channels_; ++out) {
+    int64_t in = 0, block_start = 0;
+    for (const int64_t channels : in_channels_) {
+      for (int64_t c = 0; c < channels; ++c, ++in) {
+        for (int at = 0; at < 36; ++at) {
+          const int phase = at / 9, row_tap = at / 3 % 3, column_tap = at % 3;
+          double sum = 0;
+          for (int k = 0; k < 25; ++k) {
+            if (phases_.taps[phase / 2][row_tap] >> (k / 5) & phases_.taps[phase % 2][column_tap] >> (k % 5) & 1) {
+              sum += from[out][in][k / 5][k % 5];
+            }
+          }
+          to[out][block_start + c / kBlock][phase][row_tap][column_tap][c % kBlock] = static_cast<float>(sum);
+        }
+      }
+      block_start += blocks_of(channels);
+    }
+  }
+}
+
+int64_t OutputLayer::scratch_floats(const Size& in) const {
+  cpu::OutputConvolution sizes = {};
+  sizes.columns = in.columns;
+  return level_.output_convolution_scratch_size(sizes);
+}
+
+void OutputLayer::run(const std::vector<const float*>& sources, const Size& in, const cpu::OutputPlanes& to,
+                      float* scratch, int64_t scratch_stride, int64_t threads) const {
+  const bool two = sources.size() > 1;
+  level_.output_convolution_run({.phases = phases_,
+                                 .source = {sources[0], two ? sources[1] : nullptr},
+                                 .blocks = {blocks_of(in_channels_[0]), two ? blocks_of(in_channels_[1]) : 0},
+                                 .batch = in.batch,
+                                 .rows = in.rows,
+                                 .columns = in.columns,
+                                 .packed = packed_.const_data_ptr<float>(),
+                                 .out_channels = out_channels_,
+                                 .bias = bias_.const_data_ptr<float>(),
+                                 .after_scale = data_or_null(after_scale_),
+                                 .after_shift = data_or_null(after_shift_),
+                                 .to = to,
+                                 .scratch = scratch,
+                                 .scratch_stride = scratch_stride,
+                                 .threads = threads});
+}
+
+// ---- HeadLayer
+
+HeadLayer::HeadLayer(const cpu::Level& level, const at::Tensor& weight, const at::Tensor& bias)
+    : level_(level), weight_(weight.to(at::kFloat).contiguous()), bias_(bias.to(at::kFloat).contiguous()) {}
+
+int64_t HeadLayer::source_floats(const Size& size) {
+  return size.batch * size.rows * (size.columns + 2 * cpu::kHeadMargin);
+}
+
+cpu::OutputPlanes HeadLayer::source_planes(float* source, const Size& size) {
+  const int64_t row_stride = size.columns + 2 * cpu::kHeadMargin;
+  return {.ending = cpu::Ending::activated,
+          .output = source + cpu::kHeadMargin,
+          .batch_stride = size.rows * row_stride,
+          .channel_stride = 0,
+          .row_stride = row_stride,
+          .magnitude = nullptr,
+          .magnitude_batch_stride = 0,
+          .magnitude_channel_stride = 0,
+          .magnitude_row_stride = 0};
+}
+
+int64_t HeadLayer::scratch_floats(const Size& size) const {
+  cpu::DilatedHead sizes = {};
+  sizes.columns = size.columns;
+  return level_.dilated_head_scratch_size(sizes);
+}
+
+void HeadLayer::run(float* source, const Size& size, const cpu::OutputPlanes& to, float* scratch,
+                    int64_t scratch_stride, int64_t threads) const {
+  const int64_t stride = size.columns + 2 * cpu::kHeadMargin;
+  for (int64_t row = 0; row < size.batch * size.rows; ++row) {
+    std::memset(source + row * stride, 0, cpu::kHeadMargin * sizeof(float));
+    std::memset(source + (row + 1) * stride - cpu::kHeadMargin, 0, cpu::kHeadMargin * sizeof(float));
+  }
+  level_.dilated_head_run({.source = source,
+                           .batch = size.batch,
+                           .rows = size.rows,
+                           .columns = size.columns,
+                           .weight = weight_.const_data_ptr<float>(),
+                           .bias = bias_.const_data_ptr<float>(),
+                           .out_channels = out_channels(),
+                           .to = to,
+                           .scratch = scratch,
+                           .scratch_stride = scratch_stride,
+                           .threads = threads});
+}
+
+}  // namespace pyunetsep
