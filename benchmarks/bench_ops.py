@@ -51,3 +51,26 @@ def test_overlap_add(benchmark, rival, device):
     window = torch.hann_window(4096, device=device)
     inputs = [(torch.randn(2, 384, 4096, device=device), window, 1024) for _ in range(COPIES)]
     rounds(benchmark, ops.overlap_add if rival == "kernel" else reference.overlap_add, inputs)
+
+
+@pytest.mark.parametrize("n_fft", [1024, 4096])
+@pytest.mark.parametrize("rival", ["kernel", "plain PyTorch"])
+@pytest.mark.benchmark(group="stft")
+def test_stft(benchmark, rival, n_fft):
+    window, hop_length = torch.hann_window(n_fft), n_fft // 4
+    waves = [torch.randn(2, 511 * hop_length + n_fft) for _ in range(COPIES)]
+    inputs = [(wave, window, hop_length, 0, n_fft // 4) for wave in waves]
+    rounds(benchmark, ops.stft if rival == "kernel" else reference.stft, inputs)
+
+
+@pytest.mark.parametrize("n_fft", [1024, 4096])
+@pytest.mark.parametrize("rival", ["kernel", "plain PyTorch"])
+@pytest.mark.benchmark(group="masked_istft")
+def test_masked_istft(benchmark, rival, n_fft):
+    window, hop_length = torch.hann_window(n_fft), n_fft // 4
+    inputs = []
+    for _ in range(COPIES):
+        spectrum = torch.randn(2, 384, n_fft // 2 + 1, dtype=torch.complex64)
+        mask, gain = torch.rand(2, 2, 384, n_fft // 4), torch.rand(2, 2, 384)
+        inputs.append((spectrum, mask, gain, window, hop_length, 0))
+    rounds(benchmark, ops.masked_istft if rival == "kernel" else reference.masked_istft, inputs)

@@ -144,9 +144,9 @@ def masked_istft(
     """
     _check_real_tensor("mask", mask)
     _check_tensor("spectrum", spectrum)
-    if spectrum.dtype != mask.dtype.to_complex():
-        wanted = mask.dtype.to_complex()
-        raise TypeError(f"spectrum: got dtype {spectrum.dtype}, wants {wanted}, with mask of {mask.dtype}")
+    complex_dtype = torch.complex64 if mask.dtype == torch.float32 else torch.complex128
+    if spectrum.dtype != complex_dtype:
+        raise TypeError(f"spectrum: got dtype {spectrum.dtype}, wants {complex_dtype}, with mask of {mask.dtype}")
     if spectrum.device != mask.device:
         raise ValueError(f"spectrum: got device {spectrum.device}, wants that of mask, {mask.device}")
     _check_alike("gain", gain, "mask", mask)
@@ -156,8 +156,8 @@ def masked_istft(
         wanted_bins = window.shape[0] // 2 + 1
         raise ValueError(f"spectrum: got shape {_shape(spectrum)}, wants [..., frames, {wanted_bins}], n_fft // 2 + 1")
     if mask.ndim - spectrum.ndim not in (0, 1) or mask.shape[-spectrum.ndim : -1] != spectrum.shape[:-1]:
-        wanted_mask = ", ".join(map(str, (*spectrum.shape[:-1], "bins")))
-        raise ValueError(f"mask: got shape {_shape(mask)}, wants [{wanted_mask}] or [stems, {wanted_mask}]")
+        wanted_mask = f"that of spectrum, {_shape(spectrum)}, but for the bins and stems in front"
+        raise ValueError(f"mask: got shape {_shape(mask)}, wants {wanted_mask}")
     if gain.shape != mask.shape[:-1]:
         raise ValueError(f"gain: got shape {_shape(gain)}, wants that of mask without bins, {_shape(mask)[:-1]}")
     _check_hop_length(hop_length, window.shape[0])

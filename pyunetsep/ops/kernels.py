@@ -169,8 +169,10 @@ def _gradients(
     """The gradients of an op's saved tensors, from a second run of it in plain PyTorch."""
     create_graph = torch.is_grad_enabled()  # for the gradients' own gradients
     with torch.enable_grad():
-        outputs = function(*ctx.saved_tensors, *ctx.numbers)
-    wanted = [tensor for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False) if needed]
+        # views, because one input may have been made of another, and that way is not the op's
+        tensors = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        outputs = function(*tensors, *ctx.numbers)
+    wanted = [tensor for tensor, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=create_graph, materialize_grads=True))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 

@@ -26,7 +26,8 @@ def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: in
         frames = wave.new_zeros((*wave.shape[:-1], 0, n_fft)) * window
     else:
         frames = wave.unfold(-1, n_fft, hop_length) * window
-    spectrum = torch.fft.rfft(frames)
+    # MKL refuses to transform nothing
+    spectrum = torch.fft.rfft(frames) if frames.numel() else torch.complex(frames, frames)[..., : n_fft // 2 + 1]
     return spectrum, spectrum[..., first_bin : first_bin + bins].abs()
 
 
@@ -42,7 +43,10 @@ def masked_frames(spectrum: Tensor, mask: Tensor, gain: Tensor, n_fft: int, firs
     bins_above = spectrum.shape[-1] - first_bin - mask.shape[-1]
     below = mask[..., :1].expand(*gain.shape, first_bin)
     above = (mask[..., -1] if bins_above == 1 else gain).unsqueeze(-1).expand(*gain.shape, bins_above)
-    return torch.fft.irfft(spectrum * torch.cat((below, mask, above), dim=-1), n_fft)
+    masked = spectrum * torch.cat((below, mask, above), dim=-1)
+    if masked.numel() == 0:  # as above
+        return masked.real.new_zeros((*masked.shape[:-1], n_fft))
+    return torch.fft.irfft(masked, n_fft)
 
 
 def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
