@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from .config import ModelConfig, SeparatorConfig
 from .errors import InvalidAudioError
 from .spectrogram import Spectrogram
 from .unet import UNet
-from .unmixer import PeakMeter, Unmixer
+from .unmixer import PeakMeter, Unmixer, joined
 
 LOUDEST = 1e10  # full scale is 1; far beyond, squares of magnitudes leave the range of float32
 
@@ -27,9 +28,9 @@ class Check:
     def __call__(self, wave: Wave) -> Wave:
         """[channels, samples], finite, or an InvalidAudioError that names the first sample that is not."""
         self.position += wave.shape[-1]
-        good = np.abs(wave) <= LOUDEST  # false for NaN
-        if good.all():
+        if wave.size == 0 or (wave.min() >= -LOUDEST and wave.max() <= LOUDEST):  # false for NaN
             return wave
+        good = np.abs(wave) <= LOUDEST
         if self.sanitize:
             return np.where(good, wave, wave.dtype.type(0))
         sample, channel = np.argwhere(~good.T)[0]
@@ -123,7 +124,7 @@ class StemStream:
         self.narrow.push(narrow)
         mixture_narrow = self.narrow.pull(stems.shape[-1])
         rows = [*stems, mixture_narrow] if self.shares_rest else [*stems]
-        wide = self.up.push(np.concatenate(rows))
+        wide = self.up.push(rows[0] if len(rows) == 1 else np.concatenate(rows))
         if last:
             wide = np.concatenate((wide, self.up.flush()), axis=-1)
         mixture = self.mixture.pull(wide.shape[-1])  # fewer at the end: the way down and up may add some
@@ -133,7 +134,7 @@ class StemStream:
             made = made[:-1] + self.gains.take(mixture.shape[-1]) * (mixture - made[-1])
         waves = dict(zip(self.made, made.astype(mixture.dtype, copy=False), strict=True))
         if self.remainder in self.stems:
-            waves[self.remainder] = mixture - sum(waves.values())
+            waves[self.remainder] = mixture - functools.reduce(np.add, waves.values())
         return {name: waves[name] for name in self.stems}
 
     @torch.inference_mode()
@@ -144,9 +145,9 @@ class StemStream:
             parts = [unmixer.push(torch.from_numpy(narrow[group]))]
             if last:
                 parts.append(unmixer.flush())
-            stems.append(torch.cat([stem for stem, _ in parts], -1))
-            gains.append(torch.cat([gain for _, gain in parts], -1))
-        return torch.cat(stems, 1).cpu().numpy(), torch.cat(gains, 1).cpu().numpy()
+            stems.append(joined([stem for stem, _ in parts], -1))
+            gains.append(joined([gain for _, gain in parts], -1))
+        return joined(stems, 1).cpu().numpy(), joined(gains, 1).cpu().numpy()
 
 
 def channel_groups(channels: int, width: int) -> list[slice]:
@@ -176,12 +177,14 @@ class _Gains:
         """[stems, channels, samples]"""
         if not samples:
             return self.waiting[..., :0]
-        frames = np.arange(self.sample, self.sample + samples) * self.frames_per_sample - self.first_centre
-        at = np.arange(self.frame, self.frame + self.waiting.shape[-1])
-        gains = np.empty((*self.waiting.shape[:-1], samples), np.float32)
-        for place in np.ndindex(gains.shape[:-1]):
-            gains[place] = np.interp(frames, at, self.waiting[place])
+        place = np.arange(self.sample, self.sample + samples) * self.frames_per_sample - self.first_centre
+        place -= self.frame  # exact, so that it makes no difference what has been spent
+        last = self.waiting.shape[-1] - 1  # its gain holds on
+        before = np.minimum(place.astype(np.intp), last)
+        fraction = (place - before).astype(np.float32)
+        gains = self.waiting.take(before, axis=-1)
+        gains += fraction * (self.waiting.take(np.minimum(before + 1, last), axis=-1) - gains)
         self.sample += samples
-        spent = max(0, min(int(frames[-1]), at[-1]) - self.frame - 1)
+        spent = max(0, int(before[-1]) - 1)
         self.waiting, self.frame = self.waiting[..., spent:], self.frame + spent
         return gains

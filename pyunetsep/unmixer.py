@@ -100,7 +100,7 @@ class Unmixer:
         if not done:
             return self.tail[..., :0], self.tail[..., :0]
         stems, gains = zip(*done, strict=True)
-        return torch.cat(stems, dim=-1), torch.cat(gains, dim=-1)
+        return joined(stems, -1), joined(gains, -1)
 
     def flush(self) -> tuple[Tensor, Tensor]:
         """Returns the rest; the song ends with the last sample that was pushed."""
@@ -177,6 +177,11 @@ class Unmixer:
         bins = masks.shape[-1]
         averaged = bins if self.config.mask_extension == "average" else max(1, round(UPPER_BAND * bins))
         return masks[..., bins - averaged :].mean(-1)
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """The parts as one tensor: a copy, but of one part alone."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
