@@ -81,7 +81,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            }),
            py::arg("encoder"), py::arg("decoder"), py::arg("head"), py::arg("alignment"), py::arg("upsampling"),
            py::arg("raw_skips"), py::arg("usual_size"))
-      .def("run", &UNetPlan::run, py::arg("magnitude"), py::arg("masked") = false, without_gil)
+      .def("run", &UNetPlan::run, py::arg("magnitude"), py::arg("masked") = false,
+           py::arg("out") = py::none(), without_gil)
       .def("profile",
            [](const UNetPlan& plan, const at::Tensor& magnitude) {
              std::vector<std::pair<std::string, double>> times;

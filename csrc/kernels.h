@@ -34,8 +34,8 @@ struct OverlapAdd {
   int64_t length;      // (frame_count - 1) hop_length + n_fft
 };
 
-// Fourier transforms on the CPU. A real transform of n_fft samples runs as a complex one of points = n_fft / 2, which is
-// cut into two factors, the smaller first, and each of these again.
+// Fourier transforms on the CPU. A real transform of n_fft samples runs as a complex one of points = n_fft / 2, a number
+// that is cut into two factors, the smaller first, and each of these again.
 constexpr int64_t kMinFftPoints = 16, kMaxFftPoints = 4096;
 
 static constexpr int64_t smaller_factor(int64_t power_of_two) {
@@ -47,13 +47,13 @@ static constexpr int64_t smaller_factor(int64_t power_of_two) {
 // Roots of unity, rounded once; csrc/fft_tables.cpp makes them and keeps them.
 struct FftTables {
   int64_t points;
-  const float *first, *second;           // for each factor F = A B, A <= B: [B, A, 2], re and im of exp(-2 pi i b a / F)
+  const float *first, *second;           // for factor F = A B, A <= B: [B, A, 2], re and im of exp(-2 pi i b a / F)
   const float *between_re, *between_im;  // [first factor, second factor] of exp(-2 pi i a b / points) / 2
   const float *real_re, *real_im;        // [points / 2] of exp(-2 pi i k / n_fft)
 };
 
-// spectrum[k] = Fourier transform of window * wave[k hop_length ... + n_fft] for each frame k; magnitude = |spectrum| in
-// a band of it.
+// spectrum[k] = Fourier transform of window * wave[k hop_length ... + n_fft] for each frame k, and magnitude = |spectrum|
+// in a band of it.
 struct Stft {
   const float* wave;    // [rows, ...], rows wave_stride apart
   const float* window;  // [n_fft]

@@ -166,10 +166,6 @@ int64_t ConvolutionLayer::tiles(const Size& grid) const {
   return grid.batch * rows * ((grid.columns + conv_.tile_columns - 1) / conv_.tile_columns);
 }
 
-bool ConvolutionLayer::many_tiles(const Size& grid) const {
-  return tiles({1, grid.rows, grid.columns}) >= 4 * kRows;
-}
-
 int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const {
   const int64_t all = std::max<int64_t>(tiles(grid), 1);
   int64_t wanted = 3 * kRows;  // each pass over large weights should serve many tiles

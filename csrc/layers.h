@@ -67,7 +67,6 @@ class ConvolutionLayer {
 
   int64_t out_channels() const { return conv_.out_channels; }
   int64_t packed_floats() const { return packed_.numel(); }
-  bool many_tiles(const Size& grid) const;  // even one image keeps all threads busy
   int64_t scratch_floats(const Size& grid, int64_t threads) const;  // a thread
   void run(const std::vector<const float*>& sources, const Size& in, const Size& grid, float* raw, float* activated,
            float* scratch, int64_t scratch_stride, int64_t threads) const;

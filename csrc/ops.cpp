@@ -61,11 +61,11 @@ void check_transform(const char* name, const at::Tensor& tensor, const at::Tenso
 }
 
 void check_band(int64_t first_bin, int64_t bins, int64_t all_bins) {
-  TORCH_CHECK_VALUE(0 <= first_bin && 1 <= bins && bins <= all_bins - first_bin, "first_bin, bins: got ", first_bin, ", ",
-                    bins, ", wants a band of the ", all_bins, " bins");
+  TORCH_CHECK_VALUE(0 <= first_bin && 1 <= bins && bins <= all_bins - first_bin, "first_bin, bins: got ", first_bin,
+                    ", ", bins, ", wants a band of the ", all_bins, " bins");
 }
 
-// The same values as [rows, ...] of the last `kept` dimensions; a view, if possible, whose last dimension is contiguous.
+// The same values as [rows, ...] of the last `kept` dimensions, of which the last is contiguous; a view, if possible.
 at::Tensor as_rows(const at::Tensor& tensor, int64_t kept) {
   std::vector<int64_t> shape{1};
   for (int64_t i = 0; i < tensor.dim() - kept; ++i) shape[0] *= tensor.size(i);

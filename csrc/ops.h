@@ -16,8 +16,8 @@ at::Tensor ratio_mask(const at::Tensor& magnitudes, const std::optional<at::Tens
 at::Tensor overlap_add(const at::Tensor& frames, const at::Tensor& window, int64_t hop_length);
 
 // [..., samples] wave, [n_fft] window -> complex [..., frames, n_fft / 2 + 1] spectrum of the frames that lie wholly in
-// the wave, and [..., frames, bins] magnitude of its bins from first_bin on. On the CPU, float32, for n_fft a power of two
-// from 32 to 8192.
+// the wave, and [..., frames, bins] magnitude of its bins from first_bin on. On the CPU, in float32, for n_fft a power
+// of two from 32 to 8192.
 std::tuple<at::Tensor, at::Tensor> stft(const at::Tensor& wave, const at::Tensor& window, int64_t hop_length,
                                         int64_t first_bin, int64_t bins);
 

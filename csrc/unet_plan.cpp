@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <functional>
 #include <mutex>
 
 #include "checks.h"
@@ -54,12 +53,10 @@ class Arena {
   at::Tensor memory_;
 };
 
-// Maps of one size of input: the first blocks and the last work on a few images at a time, so that one layer's output
-// is still in the cache when the next reads it; the blocks between, whose weights are large, on all at once.
+// The maps and the scratch memory of one call.
 struct Workspace {
   Size input;
   int64_t threads;
-  int64_t group;  // images at a time in the outer blocks
   Arena arena;
   std::vector<size_t> raw, activated;  // of the encoder; where there is none, the other's
   std::vector<size_t> decoded;         // of the decoder, but for the last block
@@ -140,7 +137,7 @@ class UNetPlan::Network {
   }
 
   int64_t channels() const { return input_.in_channels(); }
-  int64_t stride() const { return int64_t{2} << encoder_.size(); }
+  int64_t stride() const { return int64_t{1} << depth(); }  // rows and columns are multiples of this
   const cpu::Level& level() const { return level_; }
 
   int64_t packed_floats() const {
@@ -150,46 +147,28 @@ class UNetPlan::Network {
     return floats;
   }
 
-  at::Tensor run(const at::Tensor& magnitude, bool masked, std::vector<LayerTime>* times) const {
+  void run(const at::Tensor& magnitude, bool masked, const at::Tensor& output, std::vector<LayerTime>* times) const {
+    if (output.numel() == 0) return;
     const at::Tensor planes = magnitude.stride(3) == 1 ? magnitude : magnitude.contiguous();
-    const at::Tensor output = at::empty(magnitude.sizes(), at::kFloat);
-    if (output.numel() == 0) return output;
     const auto space = borrow({planes.size(0), planes.size(2), planes.size(3)});
-    Call call{*this, *space, times};
-    const int outer = outer_blocks(*space), depth = static_cast<int>(encoder_.size()) + 1;
-    const int64_t batch = space->input.batch;
-    for (int64_t first = 0; first < batch; first += space->group) {
-      const int64_t count = std::min(space->group, batch - first);
-      for (int i = 0; i < outer; ++i) call.encode(i, planes, first, count);
-    }
-    for (int i = outer; i < depth; ++i) call.encode(i, planes, 0, batch);
-    for (int j = 0; j < depth - outer; ++j) call.decode(j, 0, batch);
-    for (int64_t first = 0; first < batch; first += space->group) {
-      const int64_t count = std::min(space->group, batch - first);
-      for (int j = depth - outer; j < depth - 1; ++j) call.decode(j, first, count);
-      call.finish(masked ? cpu::Ending::masked : cpu::Ending::sigmoid, planes, output, first, count);
-    }
+    const Call call{*this, *space, times};
+    for (int i = 0; i < depth(); ++i) call.encode(i, planes);
+    for (int j = 0; j < depth() - 1; ++j) call.decode(j);
+    call.finish(masked ? cpu::Ending::masked : cpu::Ending::sigmoid, planes, output);
     give_back(space);
-    return output;
   }
 
  private:
   Size half(const Size& size) const { return {size.batch, halved(size.rows, alignment_), halved(size.columns, alignment_)}; }
 
-  // Of block i's output.
-  Size encoded_size(const Workspace& space, int i) const {
-    Size size = half(space.input);
-    while (i-- > 0) size = half(size);
-    return size;
-  }
+  int depth() const { return static_cast<int>(encoder_.size()) + 1; }  // blocks of the encoder
 
-  // How many blocks at either end work on a group of images at a time; 1 at least, for the input and output layers.
-  int outer_blocks(const Workspace& space) const {
-    const int depth = static_cast<int>(encoder_.size()) + 1;
-    int outer = 1;
-    while (outer < depth - 1 && encoder_[outer - 1].many_tiles(encoded_size(space, outer))) ++outer;
-    return outer;
-  }
+  // Of encoder block i.
+  int64_t width(int i) const { return i == 0 ? input_.out_channels() : encoder_[i - 1].out_channels(); }
+  Size encoded_size(const Size& input, int i) const { return i < 0 ? input : half(encoded_size(input, i - 1)); }
+
+  // Of what decoder block j reads.
+  Size decoder_input(const Size& input, int j) const { return encoded_size(input, depth() - 1 - j); }
 
   // Runs layers on the maps of one call.
   struct Call {
@@ -197,128 +176,90 @@ class UNetPlan::Network {
     const Workspace& space;
     std::vector<LayerTime>* times;
 
-    const float* map(size_t at, const Size& size, int64_t channels, int64_t first) const {
-      return space.arena[at] + first * map_floats({1, size.rows, size.columns}, channels);
-    }
-    float* to(size_t at, const Size& size, int64_t channels, int64_t first) const {
-      return const_cast<float*>(map(at, size, channels, first));
-    }
-    int64_t width(int i) const { return i == 0 ? net.input_.out_channels() : net.encoder_[i - 1].out_channels(); }
-
-    void timed(const std::string& name, const std::function<void()>& layer) const {
+    template <typename Layer>
+    void timed(const std::string& name, int number, const Layer& layer) const {
       if (!times) return layer();
       const auto start = std::chrono::steady_clock::now();
       layer();
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      const auto known = std::find_if(times->begin(), times->end(), [&](const LayerTime& t) { return t.name == name; });
-      known == times->end() ? times->push_back({name, seconds}) : void(known->seconds += seconds);
+      times->push_back({name + std::to_string(number), seconds});
     }
 
-    void encode(int i, const at::Tensor& planes, int64_t first, int64_t count) const {
-      const Size whole = net.encoded_size(space, i), size{count, whole.rows, whole.columns};
-      const bool last = i == static_cast<int>(net.encoder_.size());
-      float* raw = net.raw_skips_ ? to(space.raw[i], size, width(i), first) : nullptr;
-      float* activated = net.raw_skips_ && last ? nullptr : to(space.activated[i], size, width(i), first);
-      timed("encoder " + std::to_string(i + 1), [&] {
-        float* scratch = space.arena[space.scratch];
+    void encode(int i, const at::Tensor& planes) const {
+      const Size in = net.encoded_size(space.input, i - 1), out = net.half(in);
+      float* raw = net.raw_skips_ ? space.arena[space.raw[i]] : nullptr;
+      float* activated = net.raw_skips_ && i == net.depth() - 1 ? nullptr : space.arena[space.activated[i]];
+      float* scratch = space.arena[space.scratch];
+      timed("encoder ", i + 1, [&] {
         if (i == 0) {
-          net.input_.run(planes.narrow(0, first, count), size, raw, activated, scratch, space.scratch_stride,
-                         space.threads);
+          net.input_.run(planes, out, raw, activated, scratch, space.scratch_stride, space.threads);
         } else {
-          const Size from = net.encoded_size(space, i - 1), in{count, from.rows, from.columns};
-          net.encoder_[i - 1].run({map(space.activated[i - 1], in, width(i - 1), first)}, in, size, raw, activated,
-                                  scratch, space.scratch_stride, space.threads);
+          net.encoder_[i - 1].run({space.arena[space.activated[i - 1]]}, in, out, raw, activated, scratch,
+                                  space.scratch_stride, space.threads);
         }
       });
     }
 
-    // What decoder block j reads: the skip and the block before, or the bottleneck.
-    std::vector<const float*> sources(int j, const Size& in, int64_t first) const {
-      const int depth = static_cast<int>(net.encoder_.size()) + 1, i = depth - 1 - j;
-      const float* skip = map((net.raw_skips_ ? space.raw : space.activated)[i], in, width(i), first);
-      if (j == 0) return {skip};
-      return {skip, map(space.decoded[j - 1], in, net.decoder_[j - 1].out_channels(), first)};
+    // What decoder block j reads: the skip and the block before, or the bottleneck alone.
+    std::vector<const float*> sources(int j) const {
+      const auto& skips = net.raw_skips_ ? space.raw : space.activated;
+      std::vector<const float*> maps{space.arena[skips[net.depth() - 1 - j]]};
+      if (j > 0) maps.push_back(space.arena[space.decoded[j - 1]]);
+      return maps;
     }
 
-    Size decoder_input(int j, int64_t count) const {
-      const Size whole = net.encoded_size(space, static_cast<int>(net.encoder_.size()) - j);
-      return {count, whole.rows, whole.columns};
-    }
-
-    void decode(int j, int64_t first, int64_t count) const {
-      const Size in = decoder_input(j, count), out{count, 2 * in.rows, 2 * in.columns};
-      float* activated = to(space.decoded[j], out, net.decoder_[j].out_channels(), first);
-      timed("decoder " + std::to_string(j + 1), [&] {
-        net.decoder_[j].run(sources(j, in, first), in, in, nullptr, activated, space.arena[space.scratch],
+    void decode(int j) const {
+      const Size in = net.decoder_input(space.input, j);
+      timed("decoder ", j + 1, [&] {
+        net.decoder_[j].run(sources(j), in, in, nullptr, space.arena[space.decoded[j]], space.arena[space.scratch],
                             space.scratch_stride, space.threads);
       });
     }
 
-    void finish(cpu::Ending ending, const at::Tensor& planes, const at::Tensor& output, int64_t first,
-                int64_t count) const {
-      const int j = static_cast<int>(net.encoder_.size());
-      const Size in = decoder_input(j, count), out{count, 2 * in.rows, 2 * in.columns};
-      const cpu::OutputPlanes to = output_planes(ending, output.narrow(0, first, count), planes.narrow(0, first, count));
+    void finish(cpu::Ending ending, const at::Tensor& planes, const at::Tensor& output) const {
+      const int j = net.depth() - 1;
+      const cpu::OutputPlanes to = output_planes(ending, output, planes);
       float* scratch = space.arena[space.scratch];
       float* plane = net.head_ ? space.arena[space.plane] : nullptr;
-      timed("decoder " + std::to_string(j + 1), [&] {
-        net.output_->run(sources(j, in, first), in, net.head_ ? HeadLayer::source_planes(plane, out) : to, scratch,
-                         space.scratch_stride, space.threads);
+      timed("decoder ", j + 1, [&] {
+        net.output_->run(sources(j), net.decoder_input(space.input, j),
+                         net.head_ ? HeadLayer::source_planes(plane, space.input) : to, scratch, space.scratch_stride,
+                         space.threads);
       });
       if (!net.head_) return;
-      timed("head", [&] { net.head_->run(plane, out, to, scratch, space.scratch_stride, space.threads); });
+      timed("head ", 1, [&] { net.head_->run(plane, space.input, to, scratch, space.scratch_stride, space.threads); });
     }
   };
 
-  std::shared_ptr<Workspace> make_workspace(const Size& input) const {
-    constexpr int64_t kGroupBytes = 2 << 20;  // of the first block's output
+  std::shared_ptr<Workspace> make_workspace(const Size& input, int64_t threads) const {
     const auto space = std::make_shared<Workspace>();
     space->input = input;
-    space->threads = at::get_num_threads();
-    const int depth = static_cast<int>(encoder_.size()) + 1, last_step = 2 * depth;
-    const Size first = encoded_size(*space, 0);
-    const int64_t image = map_floats({1, first.rows, first.columns}, input_.out_channels()) * sizeof(float);
-    space->group = std::clamp<int64_t>(kGroupBytes / image, 1, input.batch);
-
-    // Step i encodes, step depth + j decodes, the last runs the head. The steps of the outer blocks repeat, group by
-    // group, so their maps live through all of these.
-    const int outer = outer_blocks(*space), inner_start = outer, inner_end = 2 * depth - outer;
-    const auto add = [&](int64_t floats, int from, int to) {
-      if (from < inner_start) from = 0;
-      if (to >= inner_end) to = last_step;
-      if (from >= inner_end) from = inner_end;
-      if (to < inner_start) to = inner_start - 1;
-      return space->arena.add(floats, from, to);
-    };
-    for (int i = 0; i < depth; ++i) {
-      const int64_t floats = map_floats(encoded_size(*space, i), i == 0 ? input_.out_channels() : encoder_[i - 1].out_channels());
-      const int skip_read = 2 * depth - 1 - i;
-      const bool bottleneck = i == depth - 1;
-      space->raw.push_back(raw_skips_ ? add(floats, i, skip_read) : 0);
-      space->activated.push_back(raw_skips_ && bottleneck ? 0 : add(floats, i, raw_skips_ ? i + 1 : skip_read));
-    }
-    for (int j = 0; j + 1 < depth; ++j) {
-      const Size out = encoded_size(*space, depth - 2 - j);
-      space->decoded.push_back(add(map_floats(out, decoder_[j].out_channels()), depth + j, depth + j + 1));
-    }
-    if (head_) {
-      space->plane = add(HeadLayer::source_floats({space->group, input.rows, input.columns}), last_step - 1, last_step);
-    }
-
+    space->threads = threads;
+    // Step i encodes, step depth + j decodes, the last runs the head.
+    const int last_step = 2 * depth();
     int64_t& stride = space->scratch_stride;
-    for (const int64_t count : {input.batch, space->group, (input.batch - 1) % space->group + 1}) {
-      const auto of = [&](const Size& size) { return Size{count, size.rows, size.columns}; };
-      stride = std::max({stride, input_.scratch_floats(of(first)), output_->scratch_floats(of(first))});
-      if (head_) stride = std::max(stride, head_->scratch_floats(of(input)));
-      for (int i = 1; i < depth; ++i) {
-        stride = std::max(stride, encoder_[i - 1].scratch_floats(of(encoded_size(*space, i)), space->threads));
-      }
-      for (int j = 0; j + 1 < depth; ++j) {
-        stride = std::max(stride, decoder_[j].scratch_floats(of(encoded_size(*space, depth - 1 - j)), space->threads));
-      }
+    for (int i = 0; i < depth(); ++i) {
+      const Size out = encoded_size(input, i);
+      const int64_t floats = map_floats(out, width(i));
+      const int read_as_skip = last_step - 1 - i;
+      space->raw.push_back(raw_skips_ ? space->arena.add(floats, i, read_as_skip) : 0);
+      const bool never_read = raw_skips_ && i == depth() - 1;
+      space->activated.push_back(never_read ? 0 : space->arena.add(floats, i, raw_skips_ ? i + 1 : read_as_skip));
+      stride = std::max(stride, i == 0 ? input_.scratch_floats(out) : encoder_[i - 1].scratch_floats(out, threads));
     }
-    stride = (stride + 15) / 16 * 16;
-    space->scratch = space->arena.add(space->threads * stride, 0, last_step);
+    for (int j = 0; j < depth() - 1; ++j) {
+      const Size in = decoder_input(input, j);
+      const int64_t floats = map_floats({in.batch, 2 * in.rows, 2 * in.columns}, decoder_[j].out_channels());
+      space->decoded.push_back(space->arena.add(floats, depth() + j, depth() + j + 1));
+      stride = std::max(stride, decoder_[j].scratch_floats(in, threads));
+    }
+    stride = std::max(stride, output_->scratch_floats(decoder_input(input, depth() - 1)));
+    if (head_) {
+      space->plane = space->arena.add(HeadLayer::source_floats(input), last_step - 1, last_step);
+      stride = std::max(stride, head_->scratch_floats(input));
+    }
+    stride = (stride + 15) / 16 * 16;  // whole cache lines
+    space->scratch = space->arena.add(threads * stride, 0, last_step);
     space->arena.allocate();
     return space;
   }
@@ -338,7 +279,7 @@ class UNetPlan::Network {
         }
       }
     }
-    return make_workspace(input);
+    return make_workspace(input, threads);
   }
 
   void give_back(const std::shared_ptr<Workspace>& space) const {
@@ -363,15 +304,23 @@ UNetPlan::UNetPlan(const UNetDescription& description, Size usual)
 
 UNetPlan::~UNetPlan() = default;
 
-at::Tensor UNetPlan::run(const at::Tensor& magnitude, bool masked) const {
+at::Tensor UNetPlan::run(const at::Tensor& magnitude, bool masked, const std::optional<at::Tensor>& out) const {
   check_magnitude(magnitude, network_->channels(), network_->stride());
-  return network_->run(magnitude, masked, nullptr);
+  if (out) {
+    check_cpu_float32("out", *out);
+    TORCH_CHECK_VALUE(out->sizes() == magnitude.sizes() && out->stride(3) == 1, "out: got shape ", out->sizes(),
+                      " with strides ", out->strides(), ", wants that of magnitude, ", magnitude.sizes(),
+                      ", with contiguous columns");
+  }
+  const at::Tensor output = out ? *out : at::empty(magnitude.sizes(), at::kFloat);
+  network_->run(magnitude, masked, output, nullptr);
+  return output;
 }
 
 std::vector<LayerTime> UNetPlan::profile(const at::Tensor& magnitude) const {
   check_magnitude(magnitude, network_->channels(), network_->stride());
   std::vector<LayerTime> times;
-  network_->run(magnitude, false, &times);
+  network_->run(magnitude, false, at::empty(magnitude.sizes(), at::kFloat), &times);
   return times;
 }
 

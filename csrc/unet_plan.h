@@ -32,9 +32,9 @@ class UNetPlan {
   UNetPlan(const UNetDescription& description, Size usual);
   ~UNetPlan();
 
-  // float32 [batch, channels, rows, columns] -> masks of that shape, times the input if `masked`. Rows and columns are
-  // multiples of 2^blocks. Threads may call at the same time; each call has an arena of its own.
-  at::Tensor run(const at::Tensor& magnitude, bool masked) const;
+  // float32 [batch, channels, rows, columns] -> masks of that shape, times the input if `masked`, in `out` if there is
+  // one. Rows and columns are multiples of 2^blocks. Threads may call at the same time; each call has its own arena.
+  at::Tensor run(const at::Tensor& magnitude, bool masked, const std::optional<at::Tensor>& out) const;
 
   // How long each layer of a run takes.
   std::vector<LayerTime> profile(const at::Tensor& magnitude) const;

@@ -8,7 +8,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,8 +23,12 @@ from .checkpoint import Checkpoint
 from .config import EXACT, SeparatorConfig
 from .device import choose_device
 from .errors import Cancelled, DeviceError, InvalidAudioError
+from .ops import kernels_enabled
 from .song_files import FileResult, StrPath, check_batch, check_outputs, rescaled, stem_paths, write_stems
 from .stream import Check, SongPeaks, StemStream
+from .unet import UNet
+from .unet_plan import UNetPlan
+from .unmixer import batch_patches
 
 DEFAULT_MODEL = "spleeter-2stems"
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
@@ -101,8 +105,10 @@ class Separator:
             stem: copy.deepcopy(network).to(self.device).eval().requires_grad_(False)
             for stem, network in checkpoint.networks.items()
         }
-        for network in self.networks.values():  # the layout that convolutions are fastest in, on CPU and GPU
+        for network in self.networks.values():  # the layout that PyTorch's convolutions are fastest in
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._plans: dict[str, UNetPlan] = {}
+        self._planning = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Separator({self.info.name!r}, device={str(self.device)!r})"
@@ -239,6 +245,21 @@ class Separator:
             error = DeviceError(f"{os.fspath(path)}: {self.device} is out of memory; {hint}")
         return FileResult(os.fspath(path), error=error)
 
+    def _estimators(self) -> Mapping[str, UNet | UNetPlan]:
+        """The networks in the form that runs fastest: compiled plans on a CPU, made when first asked for."""
+        if self.device.type != "cpu" or not kernels_enabled():
+            return self.networks
+        with self._planning:
+            for stem, network in self.networks.items():
+                if stem not in self._plans:
+                    self._plans[stem] = UNetPlan(
+                        network,
+                        bins=self.model.spectrogram.bins,
+                        frames=self.model.patch_frames,
+                        batch=batch_patches(self.model, self.config, self.device),
+                    )
+        return self._plans
+
     def _stems(self, stem: Stem) -> list[str]:
         names = list(self.model.stems) if stem is None else [stem] if isinstance(stem, str) else list(stem)
         unknown = [name for name in names if name not in self.model.stems]
@@ -302,7 +323,7 @@ class _Run:
 
     def separate(self, song: _Song, peaks: list[torch.Tensor] | None) -> Iterator[dict[str, Wave]]:
         """Yields the song's stems, block by block."""
-        model, networks = self.separator.model, self.separator.networks
+        model, networks = self.separator.model, self.separator._estimators()
         stream = StemStream(model, networks, self.config, song.sample_rate_hz, song.channels, self.stems, peaks=peaks)
         done = 0
         for block in self._blocks(song):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from .config import ModelConfig, SeparatorConfig
 from .errors import InvalidAudioError
 from .spectrogram import Spectrogram
 from .unet import UNet
+from .unet_plan import UNetPlan
 from .unmixer import PeakMeter, Unmixer, joined
 
 LOUDEST = 1e10  # full scale is 1; far beyond, squares of magnitudes leave the range of float32
@@ -79,7 +80,7 @@ class StemStream:
     def __init__(
         self,
         model: ModelConfig,
-        networks: dict[str, UNet],
+        networks: Mapping[str, UNet | UNetPlan],
         config: SeparatorConfig,
         sample_rate_hz: int,
         channels: int,

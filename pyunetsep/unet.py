@@ -171,6 +171,26 @@ class UNet(nn.Module):
                 x = torch.cat((skips.pop(), x), dim=1)
         return torch.sigmoid(self.head(x))
 
+    @torch.inference_mode()
+    def estimate(self, magnitude: Tensor, *, masked: bool = False, out: Tensor | None = None) -> Tensor:
+        """The mask, or with `masked` the stem's magnitudes, mask times mixture; in `out` if there is one.
+
+        Shapes and errors are those of `forward`; no gradients.
+        """
+        mask = self(magnitude)
+        result = mask * magnitude if masked else mask
+        return result if out is None else out.copy_(result)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
     @property
     def blocks(self) -> list[nn.Module]:
         """All blocks that learn, from the input to the output."""

@@ -39,24 +39,39 @@ class UNetPlan:
                 (batch, frames, bins),
             )
 
-    def __call__(self, magnitude: Tensor, *, masked: bool = False) -> Tensor:
-        """Estimates the stem's soft mask, or with `masked` the stem: mask times magnitude.
+    def __call__(self, magnitude: Tensor) -> Tensor:
+        """Estimates the stem's soft mask, as `UNet` does."""
+        return self.estimate(magnitude)
+
+    def estimate(self, magnitude: Tensor, *, masked: bool = False, out: Tensor | None = None) -> Tensor:
+        """Estimates the stem's soft mask, or with `masked` the stem's magnitudes: mask times mixture.
 
         Args:
-            magnitude: [batch, input_channels, bins, frames], float32 on the CPU; bins and frames are multiples of
-                `config.stride`. Fastest if the bins of a frame are neighbours in memory, as in `spectrum.abs().mT`.
+            magnitude: [batch, input_channels, bins, frames] of the mixture, float32 on the CPU; bins and frames are
+                multiples of `config.stride`. Read in place if the bins of a frame are neighbours in memory.
+            out: where to write the result, of the same shape, the bins of a frame being neighbours in memory.
         Returns:
-            The same shape; the bins of a frame are neighbours in memory.
+            `out`, or a new tensor like it.
         Raises:
-            TypeError, ValueError: dtype, device or shape is another.
+            TypeError, ValueError: dtype, device, shape or strides are others.
         """
         if magnitude.ndim != 4:
             raise ValueError(f"magnitude: got shape {list(magnitude.shape)}, wants [batch, channels, bins, frames]")
-        return self._plan.run(magnitude.mT, masked).mT
+        return self._plan.run(magnitude.mT, masked, None if out is None else out.mT).mT
 
     def profile(self, magnitude: Tensor) -> dict[str, float]:
         """Seconds that each layer of one call takes."""
         return dict(self._plan.profile(magnitude.mT))
+
+    @property
+    def device(self) -> torch.device:
+        """Where magnitudes and masks are."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of magnitudes and masks."""
+        return torch.float32
 
     @property
     def simd_level(self) -> str:

@@ -13,7 +13,9 @@ from . import ops
 from .config import ModelConfig, SeparatorConfig
 from .spectrogram import Spectrogram, default_grids, join_patches, split_patches
 from .unet import UNet
+from .unet_plan import UNetPlan
 
+CPU_BATCH = 2**18  # magnitudes in a network at once
 UPPER_BAND = 0.25  # share of the network's band whose masks speak for the bins above it
 
 
@@ -23,6 +25,16 @@ def make_spectrogram(
     """The transform that inference runs on, and its number of shifted grids."""
     grids = config.grids or default_grids(model.spectrogram)
     return Spectrogram(model.spectrogram, grids=grids, device=device, dtype=dtype), grids
+
+
+def batch_patches(model: ModelConfig, config: SeparatorConfig, device: torch.device) -> int:
+    """How many patches go through a network at once."""
+    if config.batch_patches is not None:
+        return config.batch_patches
+    if device.type != "cpu":
+        return 16
+    # On a CPU more patches share each pass over the weights, but fewer stay in the caches and come back sooner.
+    return min(max(1, CPU_BATCH // (model.unet.input_channels * model.spectrogram.bins * model.patch_frames)), 4)
 
 
 class PeakMeter:
@@ -61,7 +73,7 @@ class Unmixer:
     def __init__(
         self,
         model: ModelConfig,
-        networks: Mapping[str, UNet],
+        networks: Mapping[str, UNet | UNetPlan],
         config: SeparatorConfig,
         channels: int,
         stems: Sequence[str],
@@ -69,20 +81,23 @@ class Unmixer:
         peak: Tensor | None = None,
     ) -> None:
         """`stems` names those to synthesise; `peak` is the song's, for models normalised by it."""
-        weight = next(next(iter(networks.values())).parameters())
+        network = next(iter(networks.values()))
+        device, dtype = network.device, network.dtype
         self.model, self.networks, self.config, self.stems, self.peak = model, networks, config, stems, peak
-        self.spectrogram, self.grids = make_spectrogram(model, config, weight.device, weight.dtype)
+        self.spectrogram, self.grids = make_spectrogram(model, config, device, dtype)
         self.slots = [min(slot, channels - 1) for slot in range(model.unet.input_channels)]  # the channel of each
         # the overlap is a multiple of the network's stride: its answer depends on where a patch lies on that grid
         stride = model.unet.stride
         self.overlap = round(config.overlap * model.patch_frames / stride) * stride
         self.patch_stride = model.patch_frames - self.overlap
-        self.batch = config.batch_patches or (1 if weight.device.type == "cpu" else 16)
+        self.batch = batch_patches(model, config, device)
 
         n_fft, hop = self.spectrogram.n_fft, self.spectrogram.hop_length
-        self.pending = weight.new_zeros(channels, n_fft)  # samples from the next frame's first on
+        self.pending = torch.zeros(
+            channels, n_fft, device=device, dtype=dtype
+        )  # samples from the next frame's first on
         self.faded: Tensor | None = None
-        self.tail = weight.new_zeros(len(stems), channels, n_fft - hop)
+        self.tail = torch.zeros(len(stems), channels, n_fft - hop, device=device, dtype=dtype)
         self.position = -n_fft  # of the next sample to synthesise; the song starts at 0
 
     def push(self, wave: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,25 +162,30 @@ class Unmixer:
 
     def _patch_masks(self, magnitude: Tensor) -> Tensor:
         """magnitude [batch, input_channels, bins, patch_frames] -> masks [stems, ...] of `self.stems`."""
-        magnitude = magnitude / self._peak(magnitude)
+        if self.model.normalisation != "none":
+            magnitude = magnitude / self._peak(magnitude)
         ratio = self.config.additive or self.model.masks == "ratio"
         names = self.model.stems if ratio else self.stems
+        batch, channels, bins, frames = magnitude.shape
+        estimates = magnitude.new_empty(len(names), batch, channels, frames, bins)  # bins innermost, as in magnitude
         with _full_precision(magnitude.device):
-            soft = [torch.cat([self.networks[name](x) for x in magnitude.split(self.batch)]) for name in names]
+            for name, estimate in zip(names, estimates, strict=True):
+                for part, out in zip(magnitude.split(self.batch), estimate.split(self.batch), strict=True):
+                    self.networks[name].estimate(part, masked=ratio, out=out.mT)
         if not ratio:
-            return torch.stack(soft)
+            return estimates.mT
         masks = ops.ratio_mask(
-            torch.stack([mask * magnitude for mask in soft]),
-            magnitude if len(names) == 1 else None,  # a lone stem is weighed against the rest of the mixture
+            estimates,
+            magnitude.mT if len(names) == 1 else None,  # a lone stem is weighed against the rest of the mixture
             power=self.model.mask_power,
             epsilon=self.model.mask_epsilon,
-        )
-        return masks[[self.model.stems.index(name) for name in self.stems]]
+        ).mT
+        if list(self.stems) == list(names):
+            return masks
+        return torch.stack([masks[names.index(name)] for name in self.stems])
 
-    def _peak(self, magnitude: Tensor) -> Tensor | float:
+    def _peak(self, magnitude: Tensor) -> Tensor:
         """What the model's magnitudes are divided by; a silent patch or song stays silent."""
-        if self.model.normalisation == "none":
-            return 1.0
         peak = self.peak if self.model.normalisation == "song" else magnitude.amax((1, 2, 3), keepdim=True)
         assert peak is not None, "a model that is normalised by the song's maximum needs that"
         return peak.clamp(min=torch.finfo(peak.dtype).tiny)

@@ -1,10 +1,10 @@
 #include "fft.h"
 
 // points = N1 N2, and the points are taken as a matrix [N1, N2] of n = n1 N2 + n2. Its columns are transformed over n1,
-// multiplied by w^(k1 n2), transposed to [N2, N1], and transformed over n2: row k2, column k1 is then k = k1 + N1 k2.
-// Both times W neighbouring columns are worked on at once, so that every butterfly is on whole vectors with unit stride
-// and the transposition is the only shuffle; a column's two passes meet in a few kilobytes on the stack. The factors are
-// of one or two bits' difference, and so again are the two radices (2, 4 or 8) that a column's length is made of.
+// multiplied by w^(k1 n2), transposed to [N2, N1], and transformed over n2 in place: then row k2, column k1 holds
+// k = k1 + N1 k2. Both times W neighbouring columns are worked on at once, so that every butterfly is on whole vectors
+// with unit stride and the transposition is the only shuffle; the two passes over a column meet in a few kilobytes on
+// the stack. N2 is N1 or twice that, and so it is again with the two radices (2, 4 or 8) that make a column's length.
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
@@ -52,7 +52,7 @@ struct Butterfly<8, W> {
   }
 };
 
-// Transforms W columns of M points. Point m = a R2 + b comes from `from(m)`, its result k = c + R1 d goes to `to(k, x)`;
+// Transforms W columns of M points. Point m = a R2 + b comes from `from(m)`, result k = c + R1 d goes to `to(k, x)`;
 // `twiddles` are re and im of exp(-2 pi i b c / M) in the order [R2, R1].
 template <int M, int W, typename From, typename To>
 static inline void transform_columns(const float* twiddles, From from, To to) {
@@ -92,9 +92,8 @@ static inline void store_transposed(const Lanes<W>* rows, float* to, int64_t str
 }
 
 template <int N1, int N2>
-void fft_of(const FftTables& tables, float* re, float* im) {
+void fft_of(const FftTables& tables, const float* re, const float* im, float* to_re, float* to_im) {
   constexpr int W = fft_lanes(N1 * N2);
-  alignas(64) float turned_re[N1 * N2], turned_im[N1 * N2];  // [N2, N1]
   for (int first = 0; first < N2; first += W) {
     Lanes<W> column_re[N1], column_im[N1];
     transform_columns<N1, W>(
@@ -106,30 +105,30 @@ void fft_of(const FftTables& tables, float* re, float* im) {
           column_im[k1] = x.im;
         });
     for (int k1 = 0; k1 < N1; k1 += W) {
-      store_transposed<W>(column_re + k1, turned_re + first * N1 + k1, N1);
-      store_transposed<W>(column_im + k1, turned_im + first * N1 + k1, N1);
+      store_transposed<W>(column_re + k1, to_re + first * N1 + k1, N1);
+      store_transposed<W>(column_im + k1, to_im + first * N1 + k1, N1);
     }
   }
   for (int first = 0; first < N1; first += W) {
     transform_columns<N2, W>(
-        tables.second, [&](int n2) { return load_pair<W>(turned_re + n2 * N1 + first, turned_im + n2 * N1 + first); },
-        [&](int k2, Complex<W> x) { store_pair<W>(re + k2 * N1 + first, im + k2 * N1 + first, x); });
+        tables.second, [&](int n2) { return load_pair<W>(to_re + n2 * N1 + first, to_im + n2 * N1 + first); },
+        [&](int k2, Complex<W> x) { store_pair<W>(to_re + k2 * N1 + first, to_im + k2 * N1 + first, x); });
   }
 }
 
 }  // namespace
 
-void fft(const FftTables& tables, float* re, float* im) {
+void fft(const FftTables& tables, const float* re, const float* im, float* to_re, float* to_im) {
   switch (tables.points) {
-    case 16: return fft_of<4, 4>(tables, re, im);
-    case 32: return fft_of<4, 8>(tables, re, im);
-    case 64: return fft_of<8, 8>(tables, re, im);
-    case 128: return fft_of<8, 16>(tables, re, im);
-    case 256: return fft_of<16, 16>(tables, re, im);
-    case 512: return fft_of<16, 32>(tables, re, im);
-    case 1024: return fft_of<32, 32>(tables, re, im);
-    case 2048: return fft_of<32, 64>(tables, re, im);
-    case 4096: return fft_of<64, 64>(tables, re, im);
+    case 16: return fft_of<4, 4>(tables, re, im, to_re, to_im);
+    case 32: return fft_of<4, 8>(tables, re, im, to_re, to_im);
+    case 64: return fft_of<8, 8>(tables, re, im, to_re, to_im);
+    case 128: return fft_of<8, 16>(tables, re, im, to_re, to_im);
+    case 256: return fft_of<16, 16>(tables, re, im, to_re, to_im);
+    case 512: return fft_of<16, 32>(tables, re, im, to_re, to_im);
+    case 1024: return fft_of<32, 32>(tables, re, im, to_re, to_im);
+    case 2048: return fft_of<32, 64>(tables, re, im, to_re, to_im);
+    case 4096: return fft_of<64, 64>(tables, re, im, to_re, to_im);
   }
 }
 

@@ -8,9 +8,9 @@
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 
-// z[k] = 1/2 sum_n exp(-2 pi i k n / points) z[n] in place, for points = tables.points = 16, 32, ... kMaxFftPoints.
-// With re and im exchanged it is the inverse transform, exchanged as well.
-void fft(const FftTables& tables, float* re, float* im);
+// Z[k] = 1/2 sum_n exp(-2 pi i k n / points) z[n] for points = tables.points = 16, 32, ... kMaxFftPoints, into other
+// memory. With re and im exchanged on both sides it is the inverse transform.
+void fft(const FftTables& tables, const float* re, const float* im, float* to_re, float* to_im);
 
 // The widest vectors that go evenly into the factors of `points`.
 constexpr int fft_lanes(int64_t points) {

@@ -2,11 +2,12 @@
 #include "parallel.h"
 
 // A thread makes a run of hops of a row, for all stems, from the frames that reach them; the few frames that reach over
-// its left edge are made by its neighbour too. Each sample is summed over frames in ascending order, so the cuts, and the
-// threads, leave no trace in the result.
+// its left edge are made by its neighbour too. Each sample is summed over frames in ascending order, so the cuts, and
+// the threads, leave no trace in the result. The stems come one after the other in each frame, whose spectrum then comes
+// from memory once.
 //
-// A frame's spectrum Y is split into the transforms of the even and the odd samples, E and O, with Y[k] = E[k] + w^k O[k];
-// E + i O, half as many points, transforms back to z[m] = x[2 m] + i x[2 m + 1]. See stft.cpp for the way there.
+// A frame's spectrum Y is split into the transforms of the even and the odd samples, Y[k] = E[k] + w^k O[k]; E + i O,
+// half as many points, transforms back to z[m] = x[2 m] + i x[2 m + 1]. See stft.cpp for the way there.
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
@@ -68,6 +69,7 @@ void add_samples(const float* re, const float* im, const float* window, int64_t 
 template <int W>
 void masked_istft_samples(const MaskedIstft& a, int64_t row, int64_t begin, int64_t end) {
   alignas(64) float re[kMaxFftPoints + 1], im[kMaxFftPoints + 1], factors[kMaxFftPoints + 1];
+  alignas(64) float wave_re[kMaxFftPoints], wave_im[kMaxFftPoints];
   const int64_t n_fft = 2 * a.tables.points;
   for (int64_t stem = 0; stem < a.stems; ++stem) {
     std::memset(a.wave + (stem * a.rows + row) * a.length + begin, 0, (end - begin) * sizeof(float));
@@ -82,8 +84,8 @@ void masked_istft_samples(const MaskedIstft& a, int64_t row, int64_t begin, int6
       const float* mask = a.mask + made * a.mask_row_stride + frame * a.mask_frame_stride;
       extend_mask(a, mask, a.gain[made * a.frame_count + frame], factors);
       points_of_spectrum<W>(a.tables, spectrum, factors, re, im);
-      fft(a.tables, im, re);  // exchanged: the inverse
-      add_samples<W>(re, im, a.window, max(begin, start) - start, min(end, start + n_fft) - start,
+      fft(a.tables, im, re, wave_im, wave_re);  // exchanged: the inverse
+      add_samples<W>(wave_re, wave_im, a.window, max(begin, start) - start, min(end, start + n_fft) - start,
                      a.wave + made * a.length + start);
     }
   }

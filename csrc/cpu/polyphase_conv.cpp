@@ -25,6 +25,7 @@ namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
 
 constexpr int kParts = kBlock / kLanes;  // vectors a block of channels
+constexpr int kTaps = 5;
 
 // Points of a dimension that a phase's filter reaches: all, or all but the first or the last.
 struct PointRange {
@@ -76,47 +77,46 @@ inline float* packed_at(float* point, int64_t depth, int vectors, int64_t k, int
   return point + panel * 2 * kLanes * depth + (k * width + vector % 2) * kLanes;
 }
 
+// One input channel's filters to all output channels of a task: row k of the task's matrices.
 template <int R, int C>
-void pack_blocks(const Convolution& conv, const double* weight, int64_t first_block, int64_t blocks, float* packed) {
-  const Points<R, C> points(conv.phases);
+void pack_row(const Convolution& conv, const Points<R, C>& points, const double* weight, int64_t k, int64_t first_block,
+              int64_t blocks, float* packed) {
   const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
-  const int64_t first_blocks = blocks_of(conv.in_channels[0]);
-  const int64_t depth = input_blocks(conv) * kBlock;
-  for (int64_t k = 0; k < depth; ++k) {
-    // the sources are padded one by one
-    const bool second = k >= first_blocks * kBlock;
-    const int64_t within = second ? k - first_blocks * kBlock : k;
-    const int64_t in = second ? conv.in_channels[0] + within : within;
-    const bool in_padding = within >= conv.in_channels[second];
-    for (int64_t o = 0; o < blocks * kBlock; ++o) {
-      const int64_t out = first_block * kBlock + o;
-      const bool padding = in_padding || out >= conv.out_channels;
-      const int64_t filter = conv.weight_by_input ? in * conv.out_channels + out : out * in_channels + in;
-      const double* taps = padding ? nullptr : weight + filter * 25;
-      for (int p = 0; p < 4; ++p) {
-        double w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
-        for (int i = 0; i < 25 && taps; ++i) {
-          for (int t = 0; t < 9; ++t) {
-            const bool in_row = conv.phases.taps[p / 2][t / 3] >> (i / 5) & 1;
-            const bool in_column = conv.phases.taps[p % 2][t % 3] >> (i % 5) & 1;
-            if (in_row && in_column) w[t] += taps[i];
+  const int64_t first_blocks = blocks_of(conv.in_channels[0]), depth = input_blocks(conv) * kBlock;
+  // the maps are padded one by one
+  const bool second = k >= first_blocks * kBlock;
+  const int64_t within = second ? k - first_blocks * kBlock : k;
+  const int64_t in = second ? conv.in_channels[0] + within : within;
+  const bool in_padding = within >= conv.in_channels[second];
+  for (int64_t o = 0; o < blocks * kBlock; ++o) {
+    const int64_t out = first_block * kBlock + o;
+    const bool padding = in_padding || out >= conv.out_channels;
+    const int64_t filter = conv.weight_by_input ? in * conv.out_channels + out : out * in_channels + in;
+    const double* taps = padding ? nullptr : weight + filter * kTaps * kTaps;
+    for (int p = 0; p < 4; ++p) {
+      double w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
+      for (int t = 0; t < 9 && taps; ++t) {
+        const unsigned row_taps = conv.phases.taps[p / 2][t / 3], column_taps = conv.phases.taps[p % 2][t % 3];
+        for (int i = 0; i < kTaps; ++i) {
+          for (int j = 0; j < kTaps && row_taps >> i & 1; ++j) {
+            if (column_taps >> j & 1) w[t] += taps[i * kTaps + j];
           }
         }
-        for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
-        for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
-        float* point = packed;
-        for (int at = 0; at < points.kCount; ++at) {
-          const int phases = points.phases[at], slot = points.slot[p][at];
-          const int64_t point_depth = conv.upsampling ? depth : phases * depth;
-          const int vectors = static_cast<int>(conv.upsampling ? phases * blocks : blocks) * kParts;
-          if (slot >= 0) {
-            const int64_t row = conv.upsampling ? k : slot * depth + k;
-            const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + o;
-            packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes))[column % kLanes] =
-                static_cast<float>(whole[at]);
-          }
-          point += point_depth * vectors * kLanes;
+      }
+      for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
+      for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
+      float* point = packed;
+      for (int at = 0; at < points.kCount; ++at) {
+        const int phases = points.phases[at], slot = points.slot[p][at];
+        const int64_t point_depth = conv.upsampling ? depth : phases * depth;
+        const int vectors = static_cast<int>(conv.upsampling ? phases * blocks : blocks) * kParts;
+        if (slot >= 0) {
+          const int64_t row = conv.upsampling ? k : slot * depth + k;
+          const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + o;
+          packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes))[column % kLanes] =
+              static_cast<float>(whole[at]);
         }
+        point += point_depth * vectors * kLanes;
       }
     }
   }
@@ -124,12 +124,13 @@ void pack_blocks(const Convolution& conv, const double* weight, int64_t first_bl
 
 template <int R, int C>
 void pack(const Convolution& conv, const double* weight, float* packed) {
-  const int64_t blocks = blocks_of(conv.out_channels), groups = ceil_div(blocks, conv.blocks_a_task);
-  parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t first = group * conv.blocks_a_task;
-      pack_blocks<R, C>(conv, weight, first, min(conv.blocks_a_task, blocks - first),
-                        packed + first * packed_block_size<R, C>(conv));
+  const Points<R, C> points(conv.phases);
+  const int64_t blocks = blocks_of(conv.out_channels), block_size = packed_block_size<R, C>(conv);
+  parallel_for(0, input_blocks(conv) * kBlock, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = 0; first < blocks; first += conv.blocks_a_task) {
+      for (int64_t k = begin; k < end; ++k) {
+        pack_row(conv, points, weight, k, first, min(conv.blocks_a_task, blocks - first), packed + first * block_size);
+      }
     }
   });
 }

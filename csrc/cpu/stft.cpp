@@ -1,9 +1,10 @@
 #include "fft.h"
 #include "parallel.h"
 
-// One task is a frame: it is windowed into points z[m] = x[2 m] + i x[2 m + 1], half as many as samples, transformed, and
-// taken apart into the transforms of the even and the odd samples, E and O, of which X[k] = E[k] + w^k O[k] is made. All
-// of it stays in the first cache level, and the spectrum is read back from there for the magnitudes.
+// One task is a frame: it is windowed into points z[m] = x[2 m] + i x[2 m + 1], half as many as samples, transformed,
+// and taken apart into the transforms of the even and the odd samples, E and O, of which X[k] = E[k] + w^k O[k] is made
+// with w = exp(-2 pi i / n_fft). All of it stays in the nearest caches, and the spectrum is read back from there for the
+// magnitudes.
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
@@ -55,13 +56,14 @@ void magnitudes(const float* spectrum, float* magnitude, int64_t bins) {
 
 template <int W>
 void stft_frames(const Stft& a, int64_t begin, int64_t end) {
-  alignas(64) float re[kMaxFftPoints + 1], im[kMaxFftPoints + 1];
+  alignas(64) float wave_re[kMaxFftPoints], wave_im[kMaxFftPoints], re[kMaxFftPoints + 1], im[kMaxFftPoints + 1];
   const int64_t points = a.tables.points;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task / a.frame_count, frame = task % a.frame_count;
     float* spectrum = a.spectrum + task * 2 * (points + 1);
-    windowed_points<W>(a.wave + row * a.wave_stride + frame * a.hop_length, a.window, points, re, im);
-    fft(a.tables, re, im);
+    windowed_points<W>(a.wave + row * a.wave_stride + frame * a.hop_length, a.window, points, wave_re,
+                       wave_im);
+    fft(a.tables, wave_re, wave_im, re, im);
     re[points] = re[0];
     im[points] = im[0];
     spectrum_of_points<W>(a.tables, re, im, spectrum);
