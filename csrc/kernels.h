@@ -34,8 +34,8 @@ struct OverlapAdd {
   int64_t length;      // (frame_count - 1) hop_length + n_fft
 };
 
-// Fourier transforms on the CPU. A real transform of n_fft samples runs as a complex one of points = n_fft / 2, a number
-// that is cut into two factors, the smaller first, and each of these again.
+// Fourier transforms on the CPU. A real transform of n_fft samples runs as a complex one of points = n_fft / 2. This is
+// cut into two factors, the smaller first, and each of these again.
 constexpr int64_t kMinFftPoints = 16, kMaxFftPoints = 4096;
 
 static constexpr int64_t smaller_factor(int64_t power_of_two) {
@@ -52,8 +52,8 @@ struct FftTables {
   const float *real_re, *real_im;        // [points / 2] of exp(-2 pi i k / n_fft)
 };
 
-// spectrum[k] = Fourier transform of window * wave[k hop_length ... + n_fft] for each frame k, and magnitude = |spectrum|
-// in a band of it.
+// spectrum[k] = Fourier transform of window * wave[k hop_length ... + n_fft] for each frame k, and in a band of it
+// magnitude = |spectrum|.
 struct Stft {
   const float* wave;    // [rows, ...], rows wave_stride apart
   const float* window;  // [n_fft]

@@ -3,7 +3,7 @@
 
 // A thread makes a run of hops of a row, for all stems, from the frames that reach them; the few frames that reach over
 // its left edge are made by its neighbour too. Each sample is summed over frames in ascending order, so the cuts, and
-// the threads, leave no trace in the result. The stems come one after the other in each frame, whose spectrum then comes
+// the threads, leave no trace in the result. A frame is made for one stem after the other, so that its spectrum comes
 // from memory once.
 //
 // A frame's spectrum Y is split into the transforms of the even and the odd samples, Y[k] = E[k] + w^k O[k]; E + i O,

@@ -3,8 +3,8 @@
 
 // One task is a frame: it is windowed into points z[m] = x[2 m] + i x[2 m + 1], half as many as samples, transformed,
 // and taken apart into the transforms of the even and the odd samples, E and O, of which X[k] = E[k] + w^k O[k] is made
-// with w = exp(-2 pi i / n_fft). All of it stays in the nearest caches, and the spectrum is read back from there for the
-// magnitudes.
+// with w = exp(-2 pi i / n_fft). All of it stays in the nearest caches, and the spectrum is read back from there for
+// the magnitudes.
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
