@@ -6,6 +6,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "block_ops.h"
 #include "kernels.h"
 #include "ops.h"
 #include "unet_plan.h"
@@ -34,14 +35,27 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def("stft(Tensor wave, Tensor window, int hop_length, int first_bin, int bins) -> (Tensor, Tensor)");
   library.def(
       "masked_istft(Tensor spectrum, Tensor mask, Tensor gain, Tensor window, int hop_length, int first_bin) -> Tensor");
+  library.def(
+      "encoder_block(Tensor x, Tensor weight, Tensor bias, Tensor scale, Tensor shift, float slope, str alignment) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "decoder_block(Tensor x, Tensor? skip, Tensor weight, Tensor bias, Tensor scale, Tensor shift, bool norm_first, "
+      "str alignment, str upsampling) -> Tensor");
+  library.def(
+      "mask_block(Tensor x, Tensor? skip, Tensor weight, Tensor bias, str alignment, str upsampling) -> Tensor");
+  library.def("dilated_head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
 }
 
-// One function for both devices: it chooses by the tensors it gets. The Fourier transforms are for the CPU alone.
+// One function for both devices: it chooses by the tensors it gets. Transforms and blocks are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("ratio_mask", &pyunetsep::ratio_mask);
   library.impl("overlap_add", &pyunetsep::overlap_add);
   library.impl("stft", &pyunetsep::stft);
   library.impl("masked_istft", &pyunetsep::masked_istft);
+  library.impl("encoder_block", &pyunetsep::encoder_block);
+  library.impl("decoder_block", &pyunetsep::decoder_block);
+  library.impl("mask_block", &pyunetsep::mask_block);
+  library.impl("dilated_head", &pyunetsep::dilated_head);
 }
 
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
@@ -94,6 +108,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("simd_level", &UNetPlan::simd_level)
       .def_property_readonly("packed_bytes", &UNetPlan::packed_bytes);
 
+  module.def("multiply_adds", &pyunetsep::cpu::multiply_adds, py::arg("threads"), py::arg("rounds"), without_gil);
   module.def("simd_level", &pyunetsep::cpu::simd_level);
   module.def("simd_levels", &pyunetsep::cpu::simd_levels);
   module.def("set_simd_level", &pyunetsep::cpu::set_simd_level, pybind11::arg("name"));

@@ -200,9 +200,7 @@ class SeparatorConfig(_Checked):
     grids: int | None = None  # frame grids, shifted by hop / grids each; None: as many as an even resynthesis needs
     additive: bool = True  # ratio masks, and the last stem is the mixture less the others: the sum is the mixture
     mask_extension: Literal["zeros", "average", "upper"] = "upper"  # the mask outside the network's band
-    batch_patches: int | None = (
-        None  # patches that go through a network at once; None: 16 on a GPU, 1 to 4 on a CPU
-    )
+    batch_patches: int | None = None  # patches that go through a network at once; None: 16 on a GPU, 1 to 4 on a CPU
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,15 +4,36 @@ Each runs as a compiled kernel for float32 and float64 on CPU and CUDA (the Four
 in plain PyTorch otherwise, or everywhere with `PYUNETSEP_KERNELS=0` in the environment.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from . import kernels, reference
+from .blocks import decoder_block, dilated_head, encoder_block, mask_block
+from .checks import (
+    check_alike,
+    check_band,
+    check_float_tensor,
+    check_hop_length,
+    check_positive,
+    check_real_tensor,
+    check_tensor,
+    check_window,
+    shape,
+)
 from .kernels import build_info, kernels_enabled
 
-__all__ = ["ratio_mask", "overlap_add", "stft", "masked_istft", "build_info", "kernels_enabled"]
+__all__ = [
+    "ratio_mask",
+    "overlap_add",
+    "stft",
+    "masked_istft",
+    "encoder_block",
+    "decoder_block",
+    "mask_block",
+    "dilated_head",
+    "build_info",
+    "kernels_enabled",
+]
 
 
 def ratio_mask(
@@ -38,16 +59,16 @@ def ratio_mask(
         ValueError: shapes or devices that do not fit, no stem, `power` or `epsilon` not above 0.
     Source: Hennequin et al., Spleeter, JOSS 2020 (its `separation_exponent` is `power`); Jansson et al., ISMIR 2017.
     """
-    _check_float_tensor("magnitudes", magnitudes)
+    check_float_tensor("magnitudes", magnitudes)
     if magnitudes.ndim < 1 or magnitudes.shape[0] < 1:
-        raise ValueError(f"magnitudes: got shape {_shape(magnitudes)}, wants [stems, ...] with at least one stem")
+        raise ValueError(f"magnitudes: got shape {shape(magnitudes)}, wants [stems, ...] with at least one stem")
     if mixture is not None:
-        _check_alike("mixture", mixture, "magnitudes", magnitudes)
+        check_alike("mixture", mixture, "magnitudes", magnitudes)
         if mixture.shape != magnitudes.shape[1:]:
             wanted = list(magnitudes.shape[1:])
-            raise ValueError(f"mixture: got shape {_shape(mixture)}, wants that of one stem, {wanted}")
-    _check_positive("power", power)
-    _check_positive("epsilon", epsilon)
+            raise ValueError(f"mixture: got shape {shape(mixture)}, wants that of one stem, {wanted}")
+    check_positive("power", power)
+    check_positive("epsilon", epsilon)
     op = kernels.ratio_mask if kernels_enabled() and kernels.covers(magnitudes) else reference.ratio_mask
     return op(magnitudes, mixture, power, epsilon)
 
@@ -70,14 +91,14 @@ def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
         ValueError: shapes or devices that do not fit, `hop_length` out of range.
     Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
     """
-    _check_float_tensor("frames", frames)
+    check_float_tensor("frames", frames)
     if frames.ndim < 2:
-        raise ValueError(f"frames: got shape {_shape(frames)}, wants [..., frames, n_fft]")
-    _check_alike("window", window, "frames", frames)
+        raise ValueError(f"frames: got shape {shape(frames)}, wants [..., frames, n_fft]")
+    check_alike("window", window, "frames", frames)
     n_fft = frames.shape[-1]
     if window.shape != (n_fft,):
-        raise ValueError(f"window: got shape {_shape(window)}, wants [{n_fft}], the length of a frame")
-    _check_hop_length(hop_length, n_fft)
+        raise ValueError(f"window: got shape {shape(window)}, wants [{n_fft}], the length of a frame")
+    check_hop_length(hop_length, n_fft)
     op = kernels.overlap_add if kernels_enabled() and kernels.covers(frames) else reference.overlap_add
     return op(frames, window, hop_length)
 
@@ -103,13 +124,13 @@ def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: in
         ValueError: shapes or devices that do not fit, `hop_length` or the band out of range.
     Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
     """
-    _check_real_tensor("wave", wave)
+    check_real_tensor("wave", wave)
     if wave.ndim < 1:
-        raise ValueError(f"wave: got shape {_shape(wave)}, wants [..., samples]")
-    _check_alike("window", window, "wave", wave)
-    _check_window(window)
-    _check_hop_length(hop_length, window.shape[0])
-    _check_band(first_bin, bins, window.shape[0] // 2 + 1)
+        raise ValueError(f"wave: got shape {shape(wave)}, wants [..., samples]")
+    check_alike("window", window, "wave", wave)
+    check_window(window)
+    check_hop_length(hop_length, window.shape[0])
+    check_band(first_bin, bins, window.shape[0] // 2 + 1)
     op = kernels.stft if kernels_enabled() and kernels.transforms(window) else reference.stft
     return op(wave, window, hop_length, first_bin, bins)
 
@@ -142,91 +163,27 @@ def masked_istft(
         ValueError: shapes or devices that do not fit, `hop_length` or the band out of range.
     Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
     """
-    _check_real_tensor("mask", mask)
-    _check_tensor("spectrum", spectrum)
+    check_real_tensor("mask", mask)
+    check_tensor("spectrum", spectrum)
     complex_dtype = torch.complex64 if mask.dtype == torch.float32 else torch.complex128
     if spectrum.dtype != complex_dtype:
         raise TypeError(f"spectrum: got dtype {spectrum.dtype}, wants {complex_dtype}, with mask of {mask.dtype}")
     if spectrum.device != mask.device:
         raise ValueError(f"spectrum: got device {spectrum.device}, wants that of mask, {mask.device}")
-    _check_alike("gain", gain, "mask", mask)
-    _check_alike("window", window, "mask", mask)
-    _check_window(window)
+    check_alike("gain", gain, "mask", mask)
+    check_alike("window", window, "mask", mask)
+    check_window(window)
     if spectrum.ndim < 2 or spectrum.shape[-1] != window.shape[0] // 2 + 1:
         wanted_bins = window.shape[0] // 2 + 1
-        raise ValueError(f"spectrum: got shape {_shape(spectrum)}, wants [..., frames, {wanted_bins}], n_fft // 2 + 1")
+        raise ValueError(f"spectrum: got shape {shape(spectrum)}, wants [..., frames, {wanted_bins}], n_fft // 2 + 1")
     if mask.ndim - spectrum.ndim not in (0, 1) or mask.shape[-spectrum.ndim : -1] != spectrum.shape[:-1]:
-        wanted_mask = f"that of spectrum, {_shape(spectrum)}, but for the bins and stems in front"
-        raise ValueError(f"mask: got shape {_shape(mask)}, wants {wanted_mask}")
+        wanted_mask = f"that of spectrum, {shape(spectrum)}, but for the bins and stems in front"
+        raise ValueError(f"mask: got shape {shape(mask)}, wants {wanted_mask}")
     if gain.shape != mask.shape[:-1]:
-        raise ValueError(f"gain: got shape {_shape(gain)}, wants that of mask without bins, {_shape(mask)[:-1]}")
-    _check_hop_length(hop_length, window.shape[0])
-    _check_band(first_bin, mask.shape[-1], spectrum.shape[-1])
+        raise ValueError(f"gain: got shape {shape(gain)}, wants that of mask without bins, {shape(mask)[:-1]}")
+    check_hop_length(hop_length, window.shape[0])
+    check_band(first_bin, mask.shape[-1], spectrum.shape[-1])
     if kernels_enabled() and kernels.transforms(window):
         return kernels.masked_istft(spectrum, mask, gain, window, hop_length, first_bin)
     frames = reference.masked_frames(spectrum, mask, gain, window.shape[0], first_bin)
     return overlap_add(frames, window, hop_length)
-
-
-# These checks serve kernels, reference and torch.compile alike. csrc/ops.cpp repeats them, with the same types of
-# exception, for callers of torch.ops: a kernel must never see a shape that does not fit.
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)
-
-
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: got {type(tensor).__name__}, wants a tensor")
-
-
-def _check_float_tensor(name: str, tensor: Tensor) -> None:
-    _check_tensor(name, tensor)
-    if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, wants a float dtype")
-
-
-def _check_real_tensor(name: str, tensor: Tensor) -> None:
-    """Of the dtypes that PyTorch can transform on every device."""
-    _check_tensor(name, tensor)
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, wants float32 or float64")
-
-
-def _check_alike(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    _check_tensor(name, tensor)
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, wants that of {like_name}, {like.dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name}: got device {tensor.device}, wants that of {like_name}, {like.device}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: got {type(value).__name__}, wants a number")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: got {value}, wants a finite number above 0")
-
-
-def _check_window(window: Tensor) -> None:
-    if window.ndim != 1 or window.shape[0] < 1:
-        raise ValueError(f"window: got shape {_shape(window)}, wants [n_fft]")
-
-
-def _check_int(name: str, value: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name}: got {type(value).__name__}, wants int")
-
-
-def _check_hop_length(hop_length: int, n_fft: int) -> None:
-    _check_int("hop_length", hop_length)
-    if not 1 <= hop_length <= n_fft:
-        raise ValueError(f"hop_length: got {hop_length}, wants 1 to n_fft, {n_fft}")
-
-
-def _check_band(first_bin: int, bins: int, all_bins: int) -> None:
-    _check_int("first_bin", first_bin)
-    _check_int("bins", bins)
-    if first_bin < 0 or bins < 1 or first_bin + bins > all_bins:
-        raise ValueError(f"first_bin, bins: got {first_bin}, {bins}, wants a band of the {all_bins} bins")

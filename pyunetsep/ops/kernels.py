@@ -78,12 +78,21 @@ def transforms(window: Tensor) -> bool:
     return lengths and window.dtype == torch.float32 and window.device.type == "cpu"
 
 
+def blocks(x: Tensor) -> bool:
+    """Whether there are kernels for a network's blocks on maps like `x`."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
 Block = _C.Block
 UNetPlan = _C.UNetPlan
 ratio_mask = torch.ops.pyunetsep.ratio_mask.default
 overlap_add = torch.ops.pyunetsep.overlap_add.default
 stft = torch.ops.pyunetsep.stft.default
 masked_istft = torch.ops.pyunetsep.masked_istft.default
+encoder_block = torch.ops.pyunetsep.encoder_block.default
+decoder_block = torch.ops.pyunetsep.decoder_block.default
+mask_block = torch.ops.pyunetsep.mask_block.default
+dilated_head = torch.ops.pyunetsep.dilated_head.default
 
 
 @torch.library.register_fake("pyunetsep::ratio_mask")
@@ -110,6 +119,40 @@ def _(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) 
 def _(spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int) -> Tensor:
     *rows, frame_count, _ = mask.shape
     return mask.new_empty((*rows, (frame_count - 1) * hop_length + window.shape[0] if frame_count else 0))
+
+
+@torch.library.register_fake("pyunetsep::encoder_block")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, slope: float, alignment: str
+) -> tuple[Tensor, Tensor]:
+    extra = 1 if alignment == "pytorch" else 0  # of an odd size
+    shape = (x.shape[0], weight.shape[0], (x.shape[2] + extra) // 2, (x.shape[3] + extra) // 2)
+    return x.new_empty(shape), x.new_empty(shape)
+
+
+@torch.library.register_fake("pyunetsep::decoder_block")
+def _(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    norm_first: bool,
+    alignment: str,
+    upsampling: str,
+) -> Tensor:
+    return x.new_empty((x.shape[0], bias.shape[0], 2 * x.shape[2], 2 * x.shape[3]))
+
+
+@torch.library.register_fake("pyunetsep::mask_block")
+def _(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, alignment: str, upsampling: str) -> Tensor:
+    return x.new_empty((x.shape[0], bias.shape[0], 2 * x.shape[2], 2 * x.shape[3]))
+
+
+@torch.library.register_fake("pyunetsep::dilated_head")
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], bias.shape[0], x.shape[2], x.shape[3]))
 
 
 def _ratio_mask_setup(ctx: Any, inputs: tuple[Tensor, Tensor | None, float, float], output: Tensor) -> None:
@@ -170,33 +213,34 @@ def _gradients(
     create_graph = torch.is_grad_enabled()  # for the gradients' own gradients
     with torch.enable_grad():
         # views, because one input may have been made of another, and that way is not the op's
-        tensors = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
         outputs = function(*tensors, *ctx.numbers)
-    wanted = [tensor for tensor, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
+    needed_tensors = zip(tensors, ctx.needs_input_grad, strict=False)
+    wanted = [tensor for tensor, needed in needed_tensors if needed and tensor is not None]
     found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=create_graph, materialize_grads=True))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
 
-def _stft_setup(ctx: Any, inputs: tuple[Tensor, Tensor, int, int, int], output: tuple[Tensor, Tensor]) -> None:
-    wave, window, *ctx.numbers = inputs
-    ctx.save_for_backward(wave, window)
+def _differentiate_by_reference(name: str, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
+    """Registers the gradient of an op whose tensors come before its other arguments."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.numbers = inputs[len(tensors) :]
+
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, function, gradients)
+
+    torch.library.register_autograd(f"pyunetsep::{name}", backward, setup_context=setup)
 
 
-def _stft_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, reference.stft, gradients)
-
-
-torch.library.register_autograd("pyunetsep::stft", _stft_backward, setup_context=_stft_setup)
-
-
-def _masked_istft_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, int], output: Tensor) -> None:
-    *tensors, hop_length, first_bin = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.numbers = hop_length, first_bin
-
-
-def _masked_istft_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, reference.masked_istft, (gradient,))
-
-
-torch.library.register_autograd("pyunetsep::masked_istft", _masked_istft_backward, setup_context=_masked_istft_setup)
+for _function in (
+    reference.stft,
+    reference.masked_istft,
+    reference.encoder_block,
+    reference.decoder_block,
+    reference.mask_block,
+    reference.dilated_head,
+):
+    _differentiate_by_reference(_function.__name__, _function)

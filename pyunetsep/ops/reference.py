@@ -6,6 +6,7 @@ those of `pyunetsep.ops`, which has checked them.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def ratio_mask(magnitudes: Tensor, mixture: Tensor | None, power: float, epsilon: float) -> Tensor:
@@ -56,8 +57,61 @@ def overlap_add(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
         return frames.new_zeros((*rows, 0))
     # Cut each frame into pieces of one hop: piece j of frame k belongs to hop k + j of the wave.
     pieces = -(-n_fft // hop_length)
-    padded = torch.nn.functional.pad(frames * window, (0, pieces * hop_length - n_fft))
+    padded = F.pad(frames * window, (0, pieces * hop_length - n_fft))
     hops = frames.new_zeros((*rows, frame_count + pieces - 1, hop_length))
     for j in range(pieces):
         hops[..., j : j + frame_count, :] += padded[..., j * hop_length : (j + 1) * hop_length]
     return hops.flatten(-2)[..., : (frame_count - 1) * hop_length + n_fft]
+
+
+def encoder_block(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, slope: float, alignment: str
+) -> tuple[Tensor, Tensor]:
+    """See `pyunetsep.ops.encoder_block`."""
+    if alignment == "tensorflow":
+        raw = F.conv2d(F.pad(x, (1, 2, 1, 2)), weight, bias, stride=2)
+    else:
+        raw = F.conv2d(x, weight, bias, stride=2, padding=2)
+    return raw, F.leaky_relu(raw * _of_channels(scale) + _of_channels(shift), slope)
+
+
+def decoder_block(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    norm_first: bool,
+    alignment: str,
+    upsampling: str,
+) -> Tensor:
+    """See `pyunetsep.ops.decoder_block`."""
+    y = _upsample(x, skip, weight, bias, alignment, upsampling)
+    if norm_first:
+        return F.relu(y * _of_channels(scale) + _of_channels(shift))
+    return F.relu(y) * _of_channels(scale) + _of_channels(shift)
+
+
+def mask_block(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, alignment: str, upsampling: str) -> Tensor:
+    """See `pyunetsep.ops.mask_block`."""
+    return torch.sigmoid(_upsample(x, skip, weight, bias, alignment, upsampling))
+
+
+def dilated_head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See `pyunetsep.ops.dilated_head`."""
+    return torch.sigmoid(F.conv2d(x, weight, bias, dilation=2, padding=3))
+
+
+def _upsample(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, alignment: str, upsampling: str) -> Tensor:
+    x = x if skip is None else torch.cat((skip, x), dim=1)
+    if upsampling == "nearest":
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=2)
+    if alignment == "tensorflow":
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)[..., :-1, :-1]
+    return F.conv_transpose2d(x, weight, bias, stride=2, padding=2, output_padding=1)
+
+
+def _of_channels(values: Tensor) -> Tensor:
+    """[channels] -> what multiplies [batch, channels, bins, frames]."""
+    return values[:, None, None]
