@@ -210,6 +210,9 @@ void overlap_add(const OverlapAdd<double>& args);
 void stft(const Stft& args);
 void masked_istft(const MaskedIstft& args);
 
+// Keeps `threads` threads busy with multiply-adds in registers; returns the floating-point operations that were done.
+int64_t multiply_adds(int64_t threads, int64_t rounds);
+
 }  // namespace cpu
 
 // Either csrc/cuda/*.cu or csrc/cuda/unavailable.cpp, as CMakeLists.txt decides. The pointers are device memory, the

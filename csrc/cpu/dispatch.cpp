@@ -81,5 +81,6 @@ void overlap_add(const OverlapAdd<float>& args) { level().overlap_add_float(args
 void overlap_add(const OverlapAdd<double>& args) { level().overlap_add_double(args); }
 void stft(const Stft& args) { level().stft(args); }
 void masked_istft(const MaskedIstft& args) { level().masked_istft(args); }
+int64_t multiply_adds(int64_t threads, int64_t rounds) { return level().multiply_adds(threads, rounds); }
 
 }  // namespace pyunetsep::cpu

@@ -12,6 +12,7 @@ struct Level {
   void (*overlap_add_double)(const OverlapAdd<double>&);
   void (*stft)(const Stft&);
   void (*masked_istft)(const MaskedIstft&);
+  int64_t (*multiply_adds)(int64_t threads, int64_t rounds);
 
   // Sizes are in floats.
   int64_t (*convolution_packed_size)(const Convolution&);

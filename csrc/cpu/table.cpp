@@ -12,6 +12,7 @@ void overlap_add(const OverlapAdd<float>& args);
 void overlap_add(const OverlapAdd<double>& args);
 void stft(const Stft& args);
 void masked_istft(const MaskedIstft& args);
+int64_t multiply_adds(int64_t threads, int64_t rounds);
 int64_t convolution_packed_size(const Convolution& conv);
 int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task);
 void convolution_pack(const Convolution& conv, const double* weight, float* packed);
@@ -32,6 +33,7 @@ const Level kLevel{
     .overlap_add_double = &overlap_add,
     .stft = &stft,
     .masked_istft = &masked_istft,
+    .multiply_adds = &multiply_adds,
     .convolution_packed_size = &convolution_packed_size,
     .convolution_scratch_size = &convolution_scratch_size,
     .convolution_pack = &convolution_pack,
