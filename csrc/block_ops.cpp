@@ -66,6 +66,8 @@ void check_parameters(const at::Tensor& weight, std::vector<int64_t> wanted, int
 // The maps that a decoder block reads, in the order of its weights.
 std::vector<at::Tensor> checked_sources(const at::Tensor& x, const std::optional<at::Tensor>& skip) {
   check_map("x", x);
+  TORCH_CHECK_VALUE(x.size(1) >= 1 && x.size(2) >= 1 && x.size(3) >= 1, "x: got shape ", x.sizes(),
+                    ", wants a channel, a bin and a frame at least");
   if (!skip) return {x};
   check_map("skip", *skip);
   TORCH_CHECK_VALUE(size_of(*skip).batch == x.size(0) && skip->size(2) == x.size(2) && skip->size(3) == x.size(3),

@@ -113,6 +113,13 @@ class Separator:
     def __repr__(self) -> str:
         return f"Separator({self.info.name!r}, device={str(self.device)!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_plans", "_planning")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy makes its own plans."""
+        vars(self).update(state, _plans={}, _planning=threading.Lock())
+
     @classmethod
     def from_pretrained(
         cls,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pyunetsep import ops
+from pyunetsep import _C, ops
 
 settings.register_profile("pyunetsep", deadline=None)  # a busy machine is not a failure
 settings.load_profile("pyunetsep")
@@ -27,6 +27,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Each dtype that the kernels know."""
     return request.param
+
+
+@pytest.fixture(params=_C.simd_levels())
+def level(request):
+    """Each SIMD level that runs here."""
+    before = _C.simd_level()
+    _C.set_simd_level(request.param)
+    yield request.param
+    _C.set_simd_level(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """The front door, for arrays and files, with a tiny model: what comes out is what went in, and it adds up."""
 
+import copy
 import dataclasses
+import pickle
 import threading
 import warnings
 
@@ -533,3 +535,24 @@ def test_a_configuration_of_ones_own():
     assert not np.array_equal(plain(song(), 4_000)["vocals"], default(song(), 4_000)["vocals"])
     with pytest.raises(ValueError, match="grids must divide the hop of 96 samples, got 5"):
         Separator(checkpoint(JANSSON_LIKE), device="cpu", config=SeparatorConfig(grids=5))(song(), 4_000)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda separator: pickle.loads(pickle.dumps(separator))])
+def test_a_separator_can_be_copied(copied):
+    separator = Separator(checkpoint(), device="cpu")
+    audio = noise(2, 3_000).numpy().T
+    expected = separator(audio, 8_000)
+    for stem, wave in copied(separator)(audio, 8_000).items():
+        assert np.array_equal(wave, expected[stem])
+
+
+def test_kernels_off_means_no_plans(monkeypatch):
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "0")
+    separator = Separator(checkpoint(), device="cpu")
+    audio = noise(2, 3_000).numpy().T
+    plain = separator(audio, 8_000)
+    assert not separator._plans
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "1")
+    for stem, wave in separator(audio, 8_000).items():
+        np.testing.assert_allclose(wave, plain[stem], atol=1e-6)
+    assert list(separator._plans) == list(separator.networks)

@@ -30,15 +30,6 @@ SHAPES = {  # leading dimensions, frames, n_fft, hop_length, first_bin, bins
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
-@pytest.fixture(params=_C.simd_levels())
-def level(request):
-    """Each SIMD level that runs here."""
-    before = _C.simd_level()
-    _C.set_simd_level(request.param)
-    yield request.param
-    _C.set_simd_level(before)
-
-
 def wave_inputs(shape, **like) -> tuple[Tensor, Tensor, int, int, int]:
     """Arguments of stft; a few samples too few for another frame lie behind the last."""
     rows, frames, n_fft, hop_length, first_bin, bins = shape

@@ -167,6 +167,8 @@ def _check_decoder(
     _check_name("alignment", alignment, ALIGNMENTS)
     _check_name("upsampling", upsampling, UPSAMPLINGS)
     _check_map("x", x)
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x: got shape {shape(x)}, wants a channel, a bin and a frame at least")
     in_channels = x.shape[1]
     if skip is not None:
         check_alike("skip", skip, "x", x)
