@@ -1,40 +1,27 @@
-"""What every benchmark shares: rivals that alternate, a machine that is described, results that are data."""
+"""What every benchmark shares: a machine that is described, results that are data. The timing is the package's own."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
-import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyunetsep import __version__
+from pyunetsep.benchmark import cpu_name
 from pyunetsep.ops import build_info
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def alternate(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Runs every rival once to warm up, then all of them in turn, `rounds` times; seconds: median and extremes."""
-    for run in rivals.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
-        for name, run in rivals.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {
-        name: {"median_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds)}
-        for name, seconds in times.items()
-    }
+def all_threads() -> int:
+    """As many as there are processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def save(name: str, results: Any) -> Path:
@@ -48,7 +35,7 @@ def save(name: str, results: Any) -> Path:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "build": build_info(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": time.strftime("%Y-%m-%d"),
@@ -57,11 +44,3 @@ def save(name: str, results: Any) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"context": context, "results": results}, indent=2) + "\n")
     return path
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
