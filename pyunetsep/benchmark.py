@@ -136,10 +136,10 @@ def threads(number: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_pytorch() -> Iterator[None]:
-    """Everything without the kernels."""
+def use_kernels(enabled: bool) -> Iterator[None]:
+    """With the kernels or in plain PyTorch, whatever the environment says."""
     before = os.environ.get("PYUNETSEP_KERNELS")
-    os.environ["PYUNETSEP_KERNELS"] = "0"
+    os.environ["PYUNETSEP_KERNELS"] = "1" if enabled else "0"
     try:
         yield
     finally:

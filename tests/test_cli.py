@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyunetsep import models
+from pyunetsep import config, models
 from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
-from tests.tiny import INFO, SPLEETER_LIKE, checkpoint, noise
+from tests.tiny import INFO, JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_a_missing_extension_is_one_line_and_the_doctor_lives(model, song, tmp_p
     assert "libsndfile" in facts["audio"] and "threads" in facts["torch"] and "baseline" in facts["simd"]
 
 
-@pytest.mark.parametrize("command_name", [(), ("separate",), ("models",), ("doctor",)])
+@pytest.mark.parametrize("command_name", [(), ("separate",), ("models",), ("doctor",), ("bench",)])
 def test_help_teaches_with_examples_and_imports_nothing_heavy(command_name, tmp_path):
     script = (
         "import sys, resource\n"
@@ -309,3 +309,38 @@ def test_doctor_says_which_device_and_why(pyunetsep, monkeypatch):
     done = pyunetsep("doctor", "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["kernels"] == "broken: PYUNETSEP_KERNELS: got 'x', wants 0 or 1"
+
+
+@pytest.fixture
+def tiny_presets(monkeypatch):
+    monkeypatch.setattr(config, "PRESETS", {"jansson2017": JANSSON_LIKE, "spleeter": SPLEETER_LIKE})
+
+
+def test_bench_compares_the_kernels_with_plain_pytorch(pyunetsep, tiny_presets, monkeypatch):
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "0")  # it measures them all the same
+    done = pyunetsep("bench", "--seconds", "0.01", "--threads", "1", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
+    assert facts["threads"] == [1] and facts["peak_gflops"]["1"] > 0.1
+    assert [row["model"] for row in facts["networks"]] == ["jansson2017", "spleeter"]
+    for row in [*facts["networks"], facts["song"]]:
+        assert row["threads"] == 1
+        assert row["ratio"] == row["plain_pytorch"]["median_s"] / row["kernels"]["median_s"]
+        assert row["kernels"]["min_s"] <= row["kernels"]["median_s"] <= row["kernels"]["max_s"]
+    assert os.environ["PYUNETSEP_KERNELS"] == "0"
+
+
+def test_bench_prints_a_table(pyunetsep, tiny_presets):
+    lines = pyunetsep("bench", "--seconds", "0.01", "--threads", "1").stdout.splitlines()
+    assert "multiply-adds alone" in lines[3] and lines[5].split() == ["threads", "kernels", "plain", "PyTorch", "ratio"]
+    assert [line.split()[0] for line in lines[6:]] == ["network", "network", "a"]
+    assert lines[-1].endswith("x real time")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--threads", "0"), ("--threads", "99999"), ("--threads", "one"), ("--seconds", "0"), ("--seconds", "nan")],
+)
+def test_bench_says_what_it_wants(pyunetsep, option, value):
+    done = pyunetsep("bench", option, value)
+    assert done.returncode == 2 and f"argument {option}: got '{value}', wants" in done.stderr

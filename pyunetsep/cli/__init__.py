@@ -20,7 +20,7 @@ from ..errors import (
     PyunetsepError,
     UnknownModelError,
 )
-from . import doctor, models, separate
+from . import bench, doctor, models, separate
 from .exit_codes import INTERRUPTED, MODEL_OR_DEVICE, SOME_FAILED, USAGE
 
 DESCRIPTION = "Separates the singing voice of a song from its accompaniment."
@@ -29,6 +29,7 @@ EPILOG = """examples:
   pyunetsep separate *.flac -o karaoke --stem accompaniment
   pyunetsep models list
   pyunetsep doctor
+  pyunetsep bench
 
 exit codes: 0 all done, 1 some inputs failed, or a disk is full, 2 usage, 3 model or device, 130 interrupted
 """
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="pyunetsep", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"pyunetsep {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (separate, models, doctor):
+    for command in (separate, models, doctor, bench):
         command.add_parser(commands)
     return top
 
