@@ -11,7 +11,7 @@ TORCH_STAMP := .venv/.torch-$(shell printf %s '$(TORCH)' | cksum | tr -cd 0-9)
 STAMP := .venv/.installed-$(PYUNETSEP_CUDA)
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long lint format bench sdist clean
+.PHONY: help install demo test test-long sanitize lint format bench sdist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,17 @@ test: $(STAMP) ## run the tests, but for the slow ones
 
 test-long: $(STAMP) ## separate a song of three hours, and look at the memory (ten minutes)
 	$(BIN)/python -m pytest -s -m slow tests/test_long_song.py
+
+# A copy of the tree with a build of its own. The interpreter is not instrumented, so the libraries come before it; leaks
+# are not looked for, because the interpreter has some that are none.
+SANITIZE := build/sanitize
+RUNTIMES = $(shell $${CXX:-g++} -print-file-name=libasan.so) $(shell $${CXX:-g++} -print-file-name=libubsan.so)
+sanitize: $(STAMP) ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (some minutes)
+	mkdir -p $(SANITIZE) && cp -a pyunetsep csrc tests setup.py CMakeLists.txt pyproject.toml README.md LICENSE $(SANITIZE)
+	rm -f $(SANITIZE)/pyunetsep/_C.*.so
+	cd $(SANITIZE) && PYUNETSEP_SANITIZE=ON PYUNETSEP_CUDA=OFF ../../$(BIN)/python setup.py --quiet build_ext --inplace
+	cd $(SANITIZE) && LD_PRELOAD='$(RUNTIMES)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  ../../$(BIN)/python -m pytest tests/test_ops.py tests/test_transforms.py tests/test_blocks.py tests/test_unet_plan.py
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -61,7 +61,8 @@ def reveal_torch() -> None:
 
 def build_kernels() -> dict[str, Any]:
     """Compile the static library of kernels and return what CMake says of it, see the end of CMakeLists.txt."""
-    options = {name: os.environ[name] for name in ("PYUNETSEP_CUDA", "PYUNETSEP_CUDA_ARCHS") if os.environ.get(name)}
+    names = ("PYUNETSEP_CUDA", "PYUNETSEP_CUDA_ARCHS", "PYUNETSEP_SANITIZE")
+    options = {name: os.environ[name] for name in names if os.environ.get(name)}
     # CMake remembers the compilers it found; other compilers or options get another folder, so nothing stale decides.
     found = [shutil.which("nvcc"), *(os.environ.get(name) for name in ("CUDACXX", "CUDAHOSTCXX", "CXX", "CXXFLAGS"))]
     key = hashlib.sha256(json.dumps([options, found]).encode()).hexdigest()[:8]
@@ -123,6 +124,9 @@ def binding() -> dict[str, Any]:
         # the static libraries is exported, so that two CUDA runtimes in one process keep apart.
         compile_args = ["-O2", "-g0", "-std=c++20", "-fopenmp", "-fvisibility=hidden"]
         link_args, libraries = ["-Wl,--exclude-libs,ALL"], ["rt", "dl", "pthread"]
+        if os.environ.get("PYUNETSEP_SANITIZE") == "ON":  # for `make sanitize`, with the flags of CMakeLists.txt
+            compile_args += ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-omit-frame-pointer", "-g"]
+            link_args.append("-fsanitize=address,undefined")
     return {
         "install_requires": [f"torch=={release[0]}.{release[1]}.*", *DEPENDENCIES],
         "ext_modules": [

@@ -16,41 +16,56 @@ namespace {
 // maps that are never alive together may share memory.
 class Arena {
  public:
-  // Returns the map's place, in floats; places are given once all maps are known.
+  // Returns the map's number; its memory is there once all maps are known.
   size_t add(int64_t floats, int first_step, int last_step) {
-    maps_.push_back({(floats + kLine - 1) / kLine * kLine, first_step, last_step, 0});
+    maps_.push_back({.floats = (floats + kLine - 1) / kLine * kLine, .first = first_step, .last = last_step});
     return maps_.size() - 1;
   }
 
-  // First fit, in order of appearance.
   void allocate() {
-    int64_t size = 0;
-    for (size_t i = 0; i < maps_.size(); ++i) {
-      std::vector<const Map*> alive;
-      for (size_t j = 0; j < i; ++j) {
-        if (maps_[j].first <= maps_[i].last && maps_[i].first <= maps_[j].last) alive.push_back(&maps_[j]);
-      }
-      std::sort(alive.begin(), alive.end(), [](const Map* a, const Map* b) { return a->at < b->at; });
-      for (const Map* map : alive) {
-        if (maps_[i].at + maps_[i].floats <= map->at) break;
-        maps_[i].at = std::max(maps_[i].at, map->at + map->floats);
-      }
-      size = std::max(size, maps_[i].at + maps_[i].floats);
+#ifdef __SANITIZE_ADDRESS__  // each map by itself, so that a step past its end is noticed
+    for (Map& map : maps_) {
+      memory_.push_back(at::empty({map.floats}, at::kFloat));
+      map.data = memory_.back().mutable_data_ptr<float>();
     }
-    memory_ = allocate_floats(size);
+#else
+    memory_.push_back(allocate_floats(place()));
+    for (Map& map : maps_) map.data = memory_[0].mutable_data_ptr<float>() + map.at;
+#endif
   }
 
-  float* operator[](size_t map) const { return memory_.mutable_data_ptr<float>() + maps_[map].at; }
+  float* operator[](size_t map) const { return maps_[map].data; }
 
  private:
   static constexpr int64_t kLine = 16;  // floats of a cache line
   struct Map {
     int64_t floats;
-    int first, last;
-    int64_t at;
+    int first, last;  // step
+    int64_t at = 0;
+    float* data = nullptr;
   };
+
+  // Gives every map its place, the first that fits in the order in which they were added; returns the floats in all.
+  int64_t place() {
+    int64_t size = 0;
+    for (size_t i = 0; i < maps_.size(); ++i) {
+      Map& map = maps_[i];
+      std::vector<const Map*> alive;
+      for (size_t j = 0; j < i; ++j) {
+        if (maps_[j].first <= map.last && map.first <= maps_[j].last) alive.push_back(&maps_[j]);
+      }
+      std::sort(alive.begin(), alive.end(), [](const Map* a, const Map* b) { return a->at < b->at; });
+      for (const Map* other : alive) {
+        if (map.at + map.floats <= other->at) break;
+        map.at = std::max(map.at, other->at + other->floats);
+      }
+      size = std::max(size, map.at + map.floats);
+    }
+    return size;
+  }
+
   std::vector<Map> maps_;
-  at::Tensor memory_;
+  std::vector<at::Tensor> memory_;
 };
 
 // The maps and the scratch memory of one call.

@@ -51,7 +51,7 @@ void points_of_spectrum(const FftTables& tables, const float* spectrum, const fl
 // Adds the samples from `begin` to `end` of a frame, weighted, to those at `wave`, which is where the frame starts.
 template <int W>
 void add_samples(const float* re, const float* im, const float* window, int64_t begin, int64_t end, float* wave) {
-  const auto add_one = [&](int64_t i) { wave[i] += window[i] * (i % 2 ? im : re)[i / 2]; };
+  const auto add_one = [&](int64_t i) { wave[i] += window[i] * (i % 2 ? im[i / 2] : re[i / 2]); };
   const auto add_vector = [&](int64_t i, Lanes<W> x) {
     store_lanes<W>(wave + i, load_lanes<W>(wave + i) + load_lanes<W>(window + i) * x);
   };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 
@@ -87,9 +88,12 @@ def _cuda_kernels() -> str:
 def _simd() -> str:
     import torch
 
+    from ..ops import kernels
+
+    why = "forced by PYUNETSEP_SIMD" if os.environ.get("PYUNETSEP_SIMD", "auto") != "auto" else "the widest that runs here"
     return (
-        f"torch uses {torch.backends.cpu.get_cpu_capability()}; "
-        "pyunetsep's own CPU kernels are built for the baseline instruction set"
+        f"{kernels.simd_level()}, {why} of those built ({', '.join(kernels.simd_levels())} run); "
+        f"torch uses {torch.backends.cpu.get_cpu_capability()}"
     )
 
 

@@ -54,6 +54,16 @@ def build_info() -> "BuildInfo":
     return _C.build_info()
 
 
+def simd_level() -> str:
+    """The instruction set that the CPU kernels use: the widest that runs here, or what `PYUNETSEP_SIMD` says."""
+    return _C.simd_level()
+
+
+def simd_levels() -> list[str]:
+    """The instruction sets that CPU kernels were built for and that run here, from the plainest to the widest."""
+    return _C.simd_levels()
+
+
 @torch.compiler.assume_constant_result
 def kernels_enabled() -> bool:
     """Whether the kernels may run: yes, unless the environment says `PYUNETSEP_KERNELS=0`.
