@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Any] = {
         "cpu": cpu_name(),
         "torch": torch.__version__,
-        "simd": kernels._C.simd_level(),
+        "simd": kernels.simd_level(),
         "threads": counts,
         "peak_gflops": {},
         "networks": [],
