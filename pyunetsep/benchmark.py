@@ -67,17 +67,21 @@ def timing(seconds: list[float]) -> Timing:
 
 def fma_peak(seconds: float = 0.3) -> float:
     """FLOP/s of torch's threads together in multiply-adds that touch no memory: the best of many short bursts."""
-    threads, rounds, best = torch.get_num_threads(), 10_000, 0.0
-    end = time.perf_counter() + seconds
-    while True:
+
+    def burst(threads: int, rounds: int) -> tuple[int, float]:
         start = time.perf_counter()
         flop = kernels._C.multiply_adds(threads, rounds)
-        now = time.perf_counter()
-        best = max(best, flop / (now - start))
-        if now >= end:
+        return flop, time.perf_counter() - start
+
+    rounds = 10_000
+    while burst(1, rounds)[1] < BURST_S:
+        rounds *= 2
+    best, end = 0.0, time.perf_counter() + seconds
+    while True:
+        flop, took = burst(torch.get_num_threads(), rounds)
+        best = max(best, flop / took)
+        if time.perf_counter() >= end:
             return best
-        if now - start < BURST_S / 2:
-            rounds *= 2
 
 
 def layer_flop(config: UNetConfig, bins: int, frames: int) -> dict[str, int]:
