@@ -108,6 +108,7 @@ struct Activation {
   float slope;       // 0 ... 1
   float* raw;        // x, or null
   float* activated;  // y, or null
+  bool stream;       // the maps are too large for the caches
 };
 
 // How a filter of five taps and stride 2 falls apart, in each dimension, into two phases of three taps and stride 1:

@@ -52,6 +52,7 @@ const float* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? 
 constexpr int64_t kKiB = 1024 / sizeof(float);  // floats
 // What a task should keep of the second cache level, and packed weights that will not stay even in the third.
 constexpr int64_t kTaskFloats = 768 * kKiB, kLargeWeights = 20 * 1024 * kKiB;
+constexpr int64_t kStreamedFloats = 2048 * kKiB;  // a map that the next layer would not find in the cache
 constexpr int64_t kRows = 14;  // tiles of one matrix product at the widest SIMD level
 
 // Products of a tile, summed over the phases: (2 R + 3) (2 C + 3), for of R + 2 points of a dimension one phase reaches
@@ -114,7 +115,7 @@ int64_t halved(int64_t size, Alignment alignment) {
 // ---- ActivationParameters
 
 ActivationParameters::ActivationParameters(const Block& block, int64_t channels)
-    : bias_(padded(block.bias, channels)), slope_(static_cast<float>(block.slope)) {
+    : channels_(channels), bias_(padded(block.bias, channels)), slope_(static_cast<float>(block.slope)) {
   if (block.before) {
     before_scale_ = padded(block.before->first, channels);
     before_shift_ = padded(block.before->second, channels);
@@ -125,7 +126,7 @@ ActivationParameters::ActivationParameters(const Block& block, int64_t channels)
   }
 }
 
-cpu::Activation ActivationParameters::writing(float* raw, float* activated) const {
+cpu::Activation ActivationParameters::writing(float* raw, float* activated, const Size& out) const {
   return {.bias = data_or_null(bias_),
           .before_scale = data_or_null(before_scale_),
           .before_shift = data_or_null(before_shift_),
@@ -133,7 +134,8 @@ cpu::Activation ActivationParameters::writing(float* raw, float* activated) cons
           .after_shift = data_or_null(after_shift_),
           .slope = slope_,
           .raw = raw,
-          .activated = activated};
+          .activated = activated,
+          .stream = map_floats(out, channels_) >= kStreamedFloats};
 }
 
 // ---- ConvolutionLayer
@@ -186,6 +188,7 @@ int64_t ConvolutionLayer::scratch_floats(const Size& grid, int64_t threads) cons
 void ConvolutionLayer::run(const std::vector<const float*>& sources, const Size& in, const Size& grid, float* raw,
                            float* activated, float* scratch, int64_t scratch_stride, int64_t threads) const {
   if (grid.batch * grid.rows * grid.columns == 0) return;
+  const int64_t scale = conv_.upsampling ? 2 : 1;
   level_.convolution_run({.conv = &conv_,
                           .packed = packed_.const_data_ptr<float>(),
                           .source = {sources[0], sources.size() > 1 ? sources[1] : nullptr},
@@ -194,7 +197,7 @@ void ConvolutionLayer::run(const std::vector<const float*>& sources, const Size&
                           .in_columns = in.columns,
                           .grid_rows = grid.rows,
                           .grid_columns = grid.columns,
-                          .activation = activation_.writing(raw, activated),
+                          .activation = activation_.writing(raw, activated, {grid.batch, scale * grid.rows, scale * grid.columns}),
                           .tiles_a_task = tiles_a_task(grid, threads),
                           .scratch = scratch,
                           .scratch_stride = scratch_stride,
@@ -245,7 +248,7 @@ int64_t InputLayer::scratch_floats(const Size& out) const {
 void InputLayer::run(const at::Tensor& source, const Size& out, float* raw, float* activated, float* scratch,
                      int64_t scratch_stride, int64_t threads) const {
   cpu::InputConvolution convolution = args(source, out);
-  convolution.activation = activation_.writing(raw, activated);
+  convolution.activation = activation_.writing(raw, activated, out);
   convolution.scratch = scratch;
   convolution.scratch_stride = scratch_stride;
   convolution.threads = threads;

@@ -50,9 +50,11 @@ int64_t halved(int64_t size, Alignment alignment);
 class ActivationParameters {
  public:
   ActivationParameters(const Block& block, int64_t channels);
-  cpu::Activation writing(float* raw, float* activated) const;
+  // To maps of `out`'s size.
+  cpu::Activation writing(float* raw, float* activated, const Size& out) const;
 
  private:
+  int64_t channels_;
   at::Tensor bias_, before_scale_, before_shift_, after_scale_, after_shift_;  // undefined: none
   float slope_;
 };

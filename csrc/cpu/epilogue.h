@@ -11,7 +11,7 @@ class Epilogue {
  public:
   // For the vector of channels that begins at `channel`.
   Epilogue(const Activation& activation, int64_t channel)
-      : raw_(activation.raw), activated_(activation.activated), slope_(broadcast(activation.slope)) {
+      : raw_(activation.raw), activated_(activation.activated), slope_(broadcast(activation.slope)), stream_(activation.stream) {
     bias_ = load(activation.bias + channel);
     if constexpr (Before) {
       before_scale_ = load(activation.before_scale + channel);
@@ -26,19 +26,22 @@ class Epilogue {
   void operator()(Vec sum, int64_t to) const {
     sum += bias_;
     if constexpr (Raw) {
-      store(raw_ + to, sum);
+      put(raw_ + to, sum);
       if (!activated_) return;
     }
     if constexpr (Before) sum = sum * before_scale_ + before_shift_;
     sum = max(slope_ * sum, sum);  // in this order NaN stays NaN
     if constexpr (After) sum = sum * after_scale_ + after_shift_;
-    store(activated_ + to, sum);
+    put(activated_ + to, sum);
   }
 
  private:
+  void put(float* to, Vec vec) const { stream_ ? stream(to, vec) : store(to, vec); }
+
   float* raw_;
   float* activated_;
   Vec slope_, bias_, before_scale_, before_shift_, after_scale_, after_shift_;
+  bool stream_;
 };
 
 // Calls body.operator()<Raw, Before, After>() for what the activation has.

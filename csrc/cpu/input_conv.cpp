@@ -76,6 +76,7 @@ void input_convolution_run(const InputConvolution& a) {
           sum_taps<1>(lines + 2 * column, padded, a.channels * kTaps, weight, epilogue, to + column * kBlock);
         }
       }
+      if (a.activation.stream) finish_streaming();
     });
   });
 }

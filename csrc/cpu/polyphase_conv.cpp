@@ -343,6 +343,7 @@ void run_tiles(const ConvolutionRun& a) {
       transform_inputs<R, C, Upsampling>(a, points, layout, first, count, v);
       multiply<R, C, Upsampling>(a, points, layout, count, task_blocks, a.packed + first_block * block_size, v, m);
       transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, first, count, first_block, task_blocks, m);
+      if (a.activation.stream) finish_streaming();
     });
   });
 }

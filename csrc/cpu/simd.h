@@ -35,6 +35,31 @@ static inline Vec load(const float* from) {
   return vec;
 }
 static inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
+
+// To an address that is a multiple of the vector's size, past the caches where the processor can: without reading the
+// line first, for what is so large that the next reader would not find it there. Ends with a finish_streaming().
+static inline void stream(float* to, Vec vec) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(vec, reinterpret_cast<Vec*>(to));
+#elif defined(__AVX512F__)
+  __builtin_ia32_movntps512(to, vec);
+#elif defined(__AVX2__)
+  __builtin_ia32_movntps256(to, vec);
+#elif defined(__SSE2__)
+  __builtin_ia32_movntps(to, vec);
+#else
+  store(to, vec);
+#endif
+}
+
+// Makes streamed values visible to other threads, as ordinary stores are by themselves.
+static inline void finish_streaming() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#elif defined(__clang__) && defined(__aarch64__)
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+}
 static inline Vec broadcast(float value) { return value - Vec{}; }  // 0 + value would not keep -0, and take an addition
 
 static inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
