@@ -159,8 +159,13 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
   const bool large = level_.convolution_packed_size(conv_) > kLargeWeights;
   conv_.blocks_a_task = large ? std::min<int64_t>(blocks, 8) : blocks;
   packed_ = allocate_floats(level_.convolution_packed_size(conv_));
-  const at::Tensor weight = block.weight.to(at::kDouble).contiguous();
-  level_.convolution_pack(conv_, weight.const_data_ptr<double>(), packed_.mutable_data_ptr<float>());
+  const at::Tensor weight = block.weight.contiguous();
+  float* packed = packed_.mutable_data_ptr<float>();
+  if (weight.scalar_type() == at::kDouble) {
+    level_.convolution_pack_double(conv_, weight.const_data_ptr<double>(), packed);
+  } else {
+    level_.convolution_pack_float(conv_, weight.const_data_ptr<float>(), packed);
+  }
 }
 
 int64_t ConvolutionLayer::tiles(const Size& grid) const {

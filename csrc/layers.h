@@ -16,7 +16,7 @@ namespace pyunetsep {
 // Scale and shift of each channel.
 using Affine = std::pair<at::Tensor, at::Tensor>;
 
-// A convolution's parameters and what follows it:
+// A convolution's parameters, float32 or float64, and what follows it:
 // y = max(z, slope z) after.scale + after.shift, z = before.scale x + before.shift, x = convolution + bias.
 struct Block {
   at::Tensor weight;  // [out, in, 5, 5], or [in, out, 5, 5] of a transposed convolution

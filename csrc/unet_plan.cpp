@@ -12,10 +12,52 @@
 namespace pyunetsep {
 namespace {
 
-// Where the maps of one call lie in its arena. A map lives from the step that writes it to the last that reads it, and
+// Memory that calls borrow. All plans share it, for a song's networks run one after another; it goes with the last plan.
+class Pool {
+ public:
+  static std::shared_ptr<Pool> shared() {
+    static std::mutex mutex;
+    static std::weak_ptr<Pool> current;
+    const std::lock_guard lock(mutex);
+    auto pool = current.lock();
+    if (!pool) current = pool = std::make_shared<Pool>();
+    return pool;
+  }
+
+  // So many floats at least; what no other call uses, or new.
+  at::Tensor borrow(int64_t floats) {
+    {
+      const std::lock_guard lock(mutex_);
+      while (!spare_.empty()) {
+        const at::Tensor memory = std::move(spare_.back());
+        spare_.pop_back();
+        if (floats <= memory.numel() && memory.numel() / 2 <= floats) return memory;  // one of another size is freed
+      }
+    }
+    return allocate_floats(floats);
+  }
+
+  void give_back(at::Tensor memory) {
+    const std::lock_guard lock(mutex_);
+    spare_.push_back(std::move(memory));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<at::Tensor> spare_;
+};
+
+// Where the maps of one call lie in its memory. A map lives from the step that writes it to the last that reads it, and
 // maps that are never alive together may share memory.
 class Arena {
  public:
+  explicit Arena(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {}
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (at::Tensor& memory : memory_) pool_->give_back(std::move(memory));
+  }
+
   // Returns the map's number; its memory is there once all maps are known.
   size_t add(int64_t floats, int first_step, int last_step) {
     maps_.push_back({.floats = (floats + kLine - 1) / kLine * kLine, .first = first_step, .last = last_step});
@@ -23,13 +65,14 @@ class Arena {
   }
 
   void allocate() {
-#ifdef __SANITIZE_ADDRESS__  // each map by itself, so that a step past its end is noticed
+#ifdef __SANITIZE_ADDRESS__  // each map by itself and new, so that a step past its end is noticed
+    pool_ = std::make_shared<Pool>();
     for (Map& map : maps_) {
-      memory_.push_back(at::empty({map.floats}, at::kFloat));
+      memory_.push_back(pool_->borrow(map.floats));
       map.data = memory_.back().mutable_data_ptr<float>();
     }
 #else
-    memory_.push_back(allocate_floats(place()));
+    memory_.push_back(pool_->borrow(place()));
     for (Map& map : maps_) map.data = memory_[0].mutable_data_ptr<float>() + map.at;
 #endif
   }
@@ -64,6 +107,7 @@ class Arena {
     return size;
   }
 
+  std::shared_ptr<Pool> pool_;
   std::vector<Map> maps_;
   std::vector<at::Tensor> memory_;
 };
@@ -83,6 +127,9 @@ struct Workspace {
 // Checks one block of a network, which reads `in` channels; returns how many it makes.
 int64_t check_block(const std::string& name, const Block& block, int64_t in, bool by_input, int64_t taps) {
   const at::Tensor& weight = block.weight;
+  TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kDouble, name, ": got weight of ",
+                   weight.scalar_type(), ", wants float32 or float64");
+  TORCH_CHECK_VALUE(weight.device().is_cpu(), name, ": got weight on ", weight.device(), ", wants cpu");
   const int64_t out = block.bias.dim() == 1 ? block.bias.size(0) : -1;
   const std::vector<int64_t> wanted = by_input ? std::vector{in, out, taps, taps} : std::vector{out, in, taps, taps};
   TORCH_CHECK_VALUE(out >= 1 && weight.sizes() == wanted, name, ": got weight ", weight.sizes(), " and bias ",
@@ -165,12 +212,12 @@ class UNetPlan::Network {
   void run(const at::Tensor& magnitude, bool masked, const at::Tensor& output, std::vector<LayerTime>* times) const {
     if (output.numel() == 0) return;
     const at::Tensor planes = magnitude.stride(3) == 1 ? magnitude : magnitude.contiguous();
-    const auto space = borrow({planes.size(0), planes.size(2), planes.size(3)});
-    const Call call{*this, *space, times};
+    Workspace space{{planes.size(0), planes.size(2), planes.size(3)}, at::get_num_threads(), Arena(pool_), {}, {}, {}};
+    prepare(space);
+    const Call call{*this, space, times};
     for (int i = 0; i < depth(); ++i) call.encode(i, planes);
     for (int j = 0; j < depth() - 1; ++j) call.decode(j);
     call.finish(masked ? cpu::Ending::masked : cpu::Ending::sigmoid, planes, output);
-    give_back(space);
   }
 
  private:
@@ -246,60 +293,36 @@ class UNetPlan::Network {
     }
   };
 
-  std::shared_ptr<Workspace> make_workspace(const Size& input, int64_t threads) const {
-    const auto space = std::make_shared<Workspace>();
-    space->input = input;
-    space->threads = threads;
+  // Lays out the maps of a call, and gets the memory.
+  void prepare(Workspace& space) const {
+    const Size& input = space.input;
+    const int64_t threads = space.threads;
     // Step i encodes, step depth + j decodes, the last runs the head.
     const int last_step = 2 * depth();
-    int64_t& stride = space->scratch_stride;
+    int64_t& stride = space.scratch_stride;
     for (int i = 0; i < depth(); ++i) {
       const Size out = encoded_size(input, i);
       const int64_t floats = map_floats(out, width(i));
       const int read_as_skip = last_step - 1 - i;
-      space->raw.push_back(raw_skips_ ? space->arena.add(floats, i, read_as_skip) : 0);
+      space.raw.push_back(raw_skips_ ? space.arena.add(floats, i, read_as_skip) : 0);
       const bool never_read = raw_skips_ && i == depth() - 1;
-      space->activated.push_back(never_read ? 0 : space->arena.add(floats, i, raw_skips_ ? i + 1 : read_as_skip));
+      space.activated.push_back(never_read ? 0 : space.arena.add(floats, i, raw_skips_ ? i + 1 : read_as_skip));
       stride = std::max(stride, i == 0 ? input_.scratch_floats(out) : encoder_[i - 1].scratch_floats(out, threads));
     }
     for (int j = 0; j < depth() - 1; ++j) {
       const Size in = decoder_input(input, j);
       const int64_t floats = map_floats({in.batch, 2 * in.rows, 2 * in.columns}, decoder_[j].out_channels());
-      space->decoded.push_back(space->arena.add(floats, depth() + j, depth() + j + 1));
+      space.decoded.push_back(space.arena.add(floats, depth() + j, depth() + j + 1));
       stride = std::max(stride, decoder_[j].scratch_floats(in, threads));
     }
     stride = std::max(stride, output_->scratch_floats(decoder_input(input, depth() - 1)));
     if (head_) {
-      space->plane = space->arena.add(HeadLayer::source_floats(input), last_step - 1, last_step);
+      space.plane = space.arena.add(HeadLayer::source_floats(input), last_step - 1, last_step);
       stride = std::max(stride, head_->scratch_floats(input));
     }
     stride = (stride + 15) / 16 * 16;  // whole cache lines
-    space->scratch = space->arena.add(threads * stride, 0, last_step);
-    space->arena.allocate();
-    return space;
-  }
-
-  // A workspace that no other call uses. Those of the last size are kept.
-  std::shared_ptr<Workspace> borrow(const Size& input) const {
-    const int64_t threads = at::get_num_threads();
-    {
-      const std::lock_guard lock(mutex_);
-      while (!spare_.empty()) {
-        const auto space = spare_.back();
-        spare_.pop_back();
-        const Size& size = space->input;
-        if (size.batch == input.batch && size.rows == input.rows && size.columns == input.columns &&
-            space->threads == threads) {
-          return space;
-        }
-      }
-    }
-    return make_workspace(input, threads);
-  }
-
-  void give_back(const std::shared_ptr<Workspace>& space) const {
-    const std::lock_guard lock(mutex_);
-    spare_.push_back(space);
+    space.scratch = space.arena.add(threads * stride, 0, last_step);
+    space.arena.allocate();
   }
 
   const cpu::Level& level_;
@@ -310,8 +333,7 @@ class UNetPlan::Network {
   std::vector<ConvolutionLayer> decoder_;  // but for the last block
   std::optional<OutputLayer> output_;
   std::optional<HeadLayer> head_;
-  mutable std::mutex mutex_;
-  mutable std::vector<std::shared_ptr<Workspace>> spare_;
+  std::shared_ptr<Pool> pool_ = Pool::shared();
 };
 
 UNetPlan::UNetPlan(const UNetDescription& description, Size usual)

@@ -64,7 +64,10 @@ class ArrayLayout:
 
     def restore(self, waves: list[Wave], name: str) -> Any:
         """[channels, samples] of each song -> an array like the one read; `name` is the stem's, for the warning."""
-        stacked = np.stack(waves) if waves else np.zeros(self.shape, self.working)
+        if len(waves) == 1:
+            stacked = waves[0][None]  # no copy: a song may be the largest thing in memory
+        else:
+            stacked = np.stack(waves) if waves else np.zeros(self.shape, self.working)
         if self.dtype in SCALES:
             stacked = self._as_integers(stacked, name)
         if isinstance(self.audio, torch.Tensor):

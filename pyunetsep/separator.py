@@ -105,20 +105,18 @@ class Separator:
             stem: copy.deepcopy(network).to(self.device).eval().requires_grad_(False)
             for stem, network in checkpoint.networks.items()
         }
-        for network in self.networks.values():  # the layout that PyTorch's convolutions are fastest in
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._plans: dict[str, UNetPlan] = {}
-        self._planning = threading.Lock()
+        self._preparing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Separator({self.info.name!r}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_plans", "_planning")}
+        return {name: value for name, value in vars(self).items() if name not in ("_plans", "_preparing")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy makes its own plans."""
-        vars(self).update(state, _plans={}, _planning=threading.Lock())
+        vars(self).update(state, _plans={}, _preparing=threading.Lock())
 
     @classmethod
     def from_pretrained(
@@ -254,9 +252,11 @@ class Separator:
 
     def _estimators(self) -> Mapping[str, UNet | UNetPlan]:
         """The networks in the form that runs fastest: compiled plans on a CPU, made when first asked for."""
-        if self.device.type != "cpu" or not kernels_enabled():
-            return self.networks
-        with self._planning:
+        with self._preparing:
+            if self.device.type != "cpu" or not kernels_enabled():
+                for network in self.networks.values():  # the layout that PyTorch's convolutions are fastest in
+                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                return self.networks
             for stem, network in self.networks.items():
                 if stem not in self._plans:
                     self._plans[stem] = UNetPlan(
@@ -265,7 +265,7 @@ class Separator:
                         frames=self.model.patch_frames,
                         batch=batch_patches(self.model, self.config, self.device),
                     )
-        return self._plans
+            return self._plans
 
     def _stems(self, stem: Stem) -> list[str]:
         names = list(self.model.stems) if stem is None else [stem] if isinstance(stem, str) else list(stem)

@@ -118,11 +118,11 @@ def _block(
     after: tuple[Tensor, Tensor] | None = None,
     slope: float = 1.0,
 ) -> kernels.Block:
-    """`folded` goes into weights and bias; the others as they are. The weights' axes are swapped to frames, bins."""
+    """`folded` goes into weights and bias, in float64; the others stay. The weights' axes are swapped to frames, bins."""
     assert conv.bias is not None
-    weight, bias = conv.weight.double().mT, conv.bias.double()
+    weight, bias = conv.weight.mT, conv.bias
     if folded is not None:
         scale, shift = folded
         shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-        weight, bias = weight * scale.view(shape), bias * scale + shift
+        weight, bias = weight.double() * scale.view(shape), bias.double() * scale + shift
     return kernels.Block(weight, bias, before, after, slope)

@@ -17,7 +17,8 @@ struct Level {
   // Sizes are in floats.
   int64_t (*convolution_packed_size)(const Convolution&);
   int64_t (*convolution_scratch_size)(const Convolution&, int64_t tiles_a_task);
-  void (*convolution_pack)(const Convolution&, const double* weight, float* packed);
+  void (*convolution_pack_float)(const Convolution&, const float* weight, float* packed);
+  void (*convolution_pack_double)(const Convolution&, const double* weight, float* packed);
   void (*convolution_run)(const ConvolutionRun&);
   int64_t (*input_convolution_scratch_size)(const InputConvolution&);
   void (*input_convolution_run)(const InputConvolution&);

@@ -78,8 +78,8 @@ inline float* packed_at(float* point, int64_t depth, int vectors, int64_t k, int
 }
 
 // One input channel's filters to all output channels of a task: row k of the task's matrices.
-template <int R, int C>
-void pack_row(const Convolution& conv, const Points<R, C>& points, const double* weight, int64_t k, int64_t first_block,
+template <int R, int C, typename Weight>
+void pack_row(const Convolution& conv, const Points<R, C>& points, const Weight* weight, int64_t k, int64_t first_block,
               int64_t blocks, float* packed) {
   const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
   const int64_t first_blocks = blocks_of(conv.in_channels[0]), depth = input_blocks(conv) * kBlock;
@@ -92,7 +92,7 @@ void pack_row(const Convolution& conv, const Points<R, C>& points, const double*
     const int64_t out = first_block * kBlock + o;
     const bool padding = in_padding || out >= conv.out_channels;
     const int64_t filter = conv.weight_by_input ? in * conv.out_channels + out : out * in_channels + in;
-    const double* taps = padding ? nullptr : weight + filter * kTaps * kTaps;
+    const Weight* taps = padding ? nullptr : weight + filter * kTaps * kTaps;
     for (int p = 0; p < 4; ++p) {
       double w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
       for (int t = 0; t < 9 && taps; ++t) {
@@ -122,8 +122,8 @@ void pack_row(const Convolution& conv, const Points<R, C>& points, const double*
   }
 }
 
-template <int R, int C>
-void pack(const Convolution& conv, const double* weight, float* packed) {
+template <int R, int C, typename Weight>
+void pack(const Convolution& conv, const Weight* weight, float* packed) {
   const Points<R, C> points(conv.phases);
   const int64_t blocks = blocks_of(conv.out_channels), block_size = packed_block_size<R, C>(conv);
   parallel_for(0, input_blocks(conv) * kBlock, 1, [&](int64_t begin, int64_t end) {
@@ -368,6 +368,10 @@ int64_t convolution_packed_size(const Convolution& conv) {
 
 int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task) {
   return with_tile(conv, [&]<int R, int C>() { return Layout<R, C>(conv, tiles_a_task).size; });
+}
+
+void convolution_pack(const Convolution& conv, const float* weight, float* packed) {
+  with_tile(conv, [&]<int R, int C>() { pack<R, C>(conv, weight, packed); });
 }
 
 void convolution_pack(const Convolution& conv, const double* weight, float* packed) {

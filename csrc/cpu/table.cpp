@@ -15,6 +15,7 @@ void masked_istft(const MaskedIstft& args);
 int64_t multiply_adds(int64_t threads, int64_t rounds);
 int64_t convolution_packed_size(const Convolution& conv);
 int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task);
+void convolution_pack(const Convolution& conv, const float* weight, float* packed);
 void convolution_pack(const Convolution& conv, const double* weight, float* packed);
 void convolution_run(const ConvolutionRun& args);
 int64_t input_convolution_scratch_size(const InputConvolution& args);
@@ -36,7 +37,8 @@ const Level kLevel{
     .multiply_adds = &multiply_adds,
     .convolution_packed_size = &convolution_packed_size,
     .convolution_scratch_size = &convolution_scratch_size,
-    .convolution_pack = &convolution_pack,
+    .convolution_pack_float = &convolution_pack,
+    .convolution_pack_double = &convolution_pack,
     .convolution_run = &convolution_run,
     .input_convolution_scratch_size = &input_convolution_scratch_size,
     .input_convolution_run = &input_convolution_run,

@@ -64,11 +64,10 @@ def simd_levels() -> list[str]:
     return _C.simd_levels()
 
 
-@torch.compiler.assume_constant_result
 def kernels_enabled() -> bool:
     """Whether the kernels may run: yes, unless the environment says `PYUNETSEP_KERNELS=0`.
 
-    Read at each call; a graph of `torch.compile` keeps the answer it was traced with.
+    Read at each call.
     """
     value = os.environ.get("PYUNETSEP_KERNELS", "1")
     if value not in ("0", "1"):
