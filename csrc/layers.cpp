@@ -175,7 +175,7 @@ int64_t ConvolutionLayer::tiles(const Size& grid) const {
 
 int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const {
   const int64_t all = std::max<int64_t>(tiles(grid), 1);
-  int64_t wanted = 3 * kRows;  // each pass over large weights should serve many tiles
+  int64_t wanted = 2 * kRows;  // each pass over large weights should serve many tiles
   if (packed_.numel() <= kLargeWeights) {
     const int64_t floats = level_.convolution_scratch_size(conv_, kRows) / kRows;
     wanted = std::clamp<int64_t>(kTaskFloats / floats / kRows, 1, 4) * kRows;

@@ -118,7 +118,7 @@ def _block(
     after: tuple[Tensor, Tensor] | None = None,
     slope: float = 1.0,
 ) -> kernels.Block:
-    """`folded` goes into weights and bias, in float64; the others stay. The weights' axes are swapped to frames, bins."""
+    """`folded` goes into weights and bias, in float64; the others stay. The weights' axes become frames and bins."""
     assert conv.bias is not None
     weight, bias = conv.weight.mT, conv.bias
     if folded is not None:

@@ -87,6 +87,19 @@ def test_sources_are_tied_to_no_torch(tmp_path):
     assert "torch>=2.9" in (tmp_path / "pyunetsep.egg-info" / "requires.txt").read_text().splitlines()
 
 
+def test_simd_levels_share_no_code():
+    """The linker keeps one copy of an inline function, and one made for AVX-512 would crash other machines."""
+    if not shutil.which("nm"):
+        pytest.skip("needs nm")
+    objects = list(ROOT.glob("build/kernels-*/CMakeFiles/pyunetsep_cpu_*.dir/csrc/cpu/*.o"))
+    if not objects:
+        pytest.skip("needs a source tree that was built in place")
+    for path in objects:
+        symbols = subprocess.run(["nm", "--defined-only", path], check=True, capture_output=True, text=True).stdout
+        shared = [line for line in symbols.splitlines() if line.split()[-2] in ("W", "V", "u")]
+        assert not shared, f"{path.parts[-4]} {path.name}: {shared}"
+
+
 @pytest.mark.slow
 def test_a_wheel_built_in_isolation(tmp_path):
     """From a fresh source distribution, as an installer does it: nothing of the source tree but what that holds."""

@@ -90,9 +90,10 @@ def _simd() -> str:
 
     from ..ops import kernels
 
-    why = "forced by PYUNETSEP_SIMD" if os.environ.get("PYUNETSEP_SIMD", "auto") != "auto" else "the widest that runs here"
+    forced = os.environ.get("PYUNETSEP_SIMD", "auto") != "auto"
+    why = "as PYUNETSEP_SIMD says" if forced else "the widest"
     return (
-        f"{kernels.simd_level()}, {why} of those built ({', '.join(kernels.simd_levels())} run); "
+        f"{kernels.simd_level()}, {why} of {', '.join(kernels.simd_levels())}, which are built and run here; "
         f"torch uses {torch.backends.cpu.get_cpu_capability()}"
     )
 

@@ -94,6 +94,7 @@ def blocks(x: Tensor) -> bool:
 
 Block = _C.Block
 UNetPlan = _C.UNetPlan
+multiply_adds = _C.multiply_adds
 ratio_mask = torch.ops.pyunetsep.ratio_mask.default
 overlap_add = torch.ops.pyunetsep.overlap_add.default
 stft = torch.ops.pyunetsep.stft.default
