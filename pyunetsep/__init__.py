@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from .separator import Separator, separate
     from .song_files import FileResult
     from .unet import UNet
+    from .unet_plan import UNetPlan
 
 _HOME = {
     "separate": "separator",
     "Separator": "separator",
     "FileResult": "song_files",
     "UNet": "unet",
+    "UNetPlan": "unet_plan",
     "UNetConfig": "config",
     "SpectrogramConfig": "config",
     "ModelConfig": "config",
@@ -43,6 +45,7 @@ __all__ = [
     "SpectrogramConfig",
     "UNet",
     "UNetConfig",
+    "UNetPlan",
     "separate",
     *errors.__all__,
 ]
