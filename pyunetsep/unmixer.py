@@ -180,8 +180,9 @@ class Unmixer:
             power=self.model.mask_power,
             epsilon=self.model.mask_epsilon,
         ).mT
-        if list(self.stems) == list(names):
-            return masks
+        first = names.index(self.stems[0])
+        if list(names[first : first + len(self.stems)]) == list(self.stems):
+            return masks[first : first + len(self.stems)]
         return torch.stack([masks[names.index(name)] for name in self.stems])
 
     def _peak(self, magnitude: Tensor) -> Tensor:
