@@ -41,7 +41,7 @@ using GemmPanel = void (*)(const float*, int64_t, const float*, int64_t, float*,
 
 // gemm_panel of 1 ... kMaxRows rows. The template arguments beyond are never asked for.
 template <int Width>
-constexpr GemmPanel gemm_panels[] = {
+static constexpr GemmPanel gemm_panels[] = {
     gemm_panel<1, Width>,
     gemm_panel<2, Width>,
     gemm_panel<3, Width>,
