@@ -34,7 +34,8 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def("overlap_add(Tensor frames, Tensor window, int hop_length) -> Tensor");
   library.def("stft(Tensor wave, Tensor window, int hop_length, int first_bin, int bins) -> (Tensor, Tensor)");
   library.def(
-      "masked_istft(Tensor spectrum, Tensor mask, Tensor gain, Tensor window, int hop_length, int first_bin) -> Tensor");
+      "masked_istft(Tensor spectrum, Tensor mask, Tensor gain, Tensor window, int hop_length, int first_bin) -> "
+      "Tensor");
   library.def(
       "encoder_block(Tensor x, Tensor weight, Tensor bias, Tensor scale, Tensor shift, float slope, str alignment) -> "
       "(Tensor, Tensor)");
@@ -79,32 +80,40 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using pyunetsep::Block, pyunetsep::UNetPlan;
   namespace py = pybind11;
   py::class_<Block>(module, "Block")
-      .def(py::init<at::Tensor, at::Tensor, std::optional<pyunetsep::Affine>, std::optional<pyunetsep::Affine>, double>(),
+      .def(py::init<at::Tensor, at::Tensor, std::optional<pyunetsep::Affine>, std::optional<pyunetsep::Affine>,
+                    double>(),
            py::arg("weight"), py::arg("bias"), py::arg("before") = py::none(), py::arg("after") = py::none(),
-           py::arg("slope") = 1.0);
+           py::arg("slope") = 1.0)
+      .def_readonly("weight", &Block::weight)
+      .def_readonly("bias", &Block::bias);
   py::class_<UNetPlan>(module, "UNetPlan")
       .def(py::init([](std::vector<Block> encoder, std::vector<Block> decoder, std::optional<Block> head,
                        const std::string& alignment, const std::string& upsampling, bool raw_skips,
                        std::array<int64_t, 3> usual_size) {
-             const pyunetsep::UNetDescription description{std::move(encoder), std::move(decoder), std::move(head),
+             const pyunetsep::UNetDescription description{std::move(encoder),
+                                                          std::move(decoder),
+                                                          std::move(head),
                                                           pyunetsep::alignment_of(alignment),
-                                                          pyunetsep::upsampling_of(upsampling), raw_skips};
+                                                          pyunetsep::upsampling_of(upsampling),
+                                                          raw_skips};
              const py::gil_scoped_release release;
-             return std::make_unique<UNetPlan>(
-                 description, pyunetsep::Size{usual_size[0], usual_size[1], usual_size[2]});
+             return std::make_unique<UNetPlan>(description,
+                                               pyunetsep::Size{usual_size[0], usual_size[1], usual_size[2]});
            }),
            py::arg("encoder"), py::arg("decoder"), py::arg("head"), py::arg("alignment"), py::arg("upsampling"),
            py::arg("raw_skips"), py::arg("usual_size"))
-      .def("run", &UNetPlan::run, py::arg("magnitude"), py::arg("masked") = false,
-           py::arg("out") = py::none(), without_gil)
-      .def("profile",
-           [](const UNetPlan& plan, const at::Tensor& magnitude) {
-             std::vector<std::pair<std::string, double>> times;
-             const py::gil_scoped_release release;
-             for (const pyunetsep::LayerTime& layer : plan.profile(magnitude)) times.emplace_back(layer.name, layer.seconds);
-             return times;
-           },
-           py::arg("magnitude"))
+      .def("run", &UNetPlan::run, py::arg("magnitude"), py::arg("masked") = false, py::arg("out") = py::none(),
+           without_gil)
+      .def(
+          "profile",
+          [](const UNetPlan& plan, const at::Tensor& magnitude) {
+            std::vector<std::pair<std::string, double>> times;
+            const py::gil_scoped_release release;
+            for (const pyunetsep::LayerTime& layer : plan.profile(magnitude))
+              times.emplace_back(layer.name, layer.seconds);
+            return times;
+          },
+          py::arg("magnitude"))
       .def_property_readonly("simd_level", &UNetPlan::simd_level)
       .def_property_readonly("packed_bytes", &UNetPlan::packed_bytes);
 

@@ -137,7 +137,8 @@ at::Tensor decoder_block(const at::Tensor& x, const std::optional<at::Tensor>& s
   const Alignment alignment = alignment_of(std::string(alignment_name));
   const Upsampling upsampling = upsampling_of(std::string(upsampling_name));
   const std::vector<at::Tensor> maps = checked_sources(x, skip);
-  const int64_t channels = check_decoder(maps, weight, upsampling, {{"bias", &bias}, {"scale", &scale}, {"shift", &shift}});
+  const int64_t channels =
+      check_decoder(maps, weight, upsampling, {{"bias", &bias}, {"scale", &scale}, {"shift", &shift}});
 
   const Sources sources(maps);
   const Size in = size_of(x), out{in.batch, 2 * in.rows, 2 * in.columns};

@@ -1,5 +1,5 @@
 // Single blocks of the U-Net as ops on tensors, float32 on the CPU. They pack the weights anew at each call: for tests,
-// and for networks that a UNetPlan does not cover.
+// and for networks composed by hand; a UNetPlan packs once.
 #pragma once
 #include <ATen/core/Tensor.h>
 

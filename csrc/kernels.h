@@ -120,9 +120,9 @@ struct Phases {
 // A 5x5 convolution of stride 2, or an upsampling one: what is fixed when its weights are packed.
 struct Convolution {
   Phases phases;
-  bool upsampling;              // the phases are the output's, else the input's
-  bool weight_by_input;         // weights are [in, out, 5, 5], else [out, in, 5, 5]
-  int64_t in_channels[2];       // of two maps, the one behind the other; the second may have none
+  bool upsampling;         // the phases are the output's, else the input's
+  bool weight_by_input;    // weights are [in, out, 5, 5], else [out, in, 5, 5]
+  int64_t in_channels[2];  // of two maps, the one behind the other; the second may have none
   int64_t out_channels;
   int tile_rows, tile_columns;  // outputs (of a phase) that are computed together: 4 or 2 each, or 1 both
   int64_t blocks_a_task;        // blocks of output channels
@@ -135,8 +135,8 @@ struct ConvolutionRun {
   int64_t batch, in_rows, in_columns;
   int64_t grid_rows, grid_columns;  // of the output, or of one of its phases
   Activation activation;            // to [batch, blocks, rows, columns, kBlock]
-  int64_t tiles_a_task;  // at most
-  float* scratch;        // [threads, scratch_stride]; convolution_scratch_size
+  int64_t tiles_a_task;             // at most
+  float* scratch;                   // [threads, scratch_stride]; convolution_scratch_size
   int64_t scratch_stride, threads;
 };
 
@@ -154,15 +154,15 @@ struct InputConvolution {
 
 // What becomes of the last layer's sums.
 enum class Ending {
-  sigmoid,         // a mask
-  masked,          // a mask times the network's input
-  activated,       // relu and a scale and a shift: input of the head
+  sigmoid,    // a mask
+  masked,     // a mask times the network's input
+  activated,  // relu and a scale and a shift: input of the head
 };
 
 // A plane that is written, and for Ending::masked one that is read.
 struct OutputPlanes {
   Ending ending;
-  float* output;           // [batch, channels, rows, columns], columns contiguous
+  float* output;  // [batch, channels, rows, columns], columns contiguous
   int64_t batch_stride, channel_stride, row_stride;
   const float* magnitude;  // the network's input, likewise
   int64_t magnitude_batch_stride, magnitude_channel_stride, magnitude_row_stride;
@@ -198,8 +198,8 @@ struct DilatedHead {
 constexpr int64_t kHeadMargin = 32;
 
 // The kernels are built for several SIMD levels; the widest that the processor runs is used.
-std::string simd_level();                // the one in use
-std::vector<std::string> simd_levels();  // those that run here, from the plainest to the widest
+std::string simd_level();                      // the one in use
+std::vector<std::string> simd_levels();        // those that run here, from the plainest to the widest
 void set_simd_level(const std::string& name);  // one of them, or "auto"; throws std::invalid_argument
 
 void ratio_mask(const RatioMask<float>& args);

@@ -47,13 +47,14 @@ at::Tensor padded(const at::Tensor& values, int64_t channels) {
   return result;
 }
 
-const float* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+const float* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+}
 
 constexpr int64_t kKiB = 1024 / sizeof(float);  // floats
 // What a task should keep of the second cache level, and packed weights that will not stay even in the third.
 constexpr int64_t kTaskFloats = 768 * kKiB, kLargeWeights = 20 * 1024 * kKiB;
 constexpr int64_t kStreamedFloats = 2048 * kKiB;  // a map that the next layer would not find in the cache
-constexpr int64_t kRows = 14;  // tiles of one matrix product at the widest SIMD level
 
 // Products of a tile, summed over the phases: (2 R + 3) (2 C + 3), for of R + 2 points of a dimension one phase reaches
 // all and the other all but one.
@@ -94,10 +95,11 @@ Upsampling upsampling_of(const std::string& name) {
 at::Tensor allocate_floats(int64_t count) {
   const at::Tensor memory = at::empty({count}, at::kFloat);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096;
+  constexpr uintptr_t kPage = 4096, kLargePage = 2 << 20;
   const auto begin = (reinterpret_cast<uintptr_t>(memory.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
   const auto end = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr<float>() + count) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish, no matter if refused
+  if (begin + kLargePage <= end)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish, no matter if refused
 #endif
   return memory;
 }
@@ -175,10 +177,11 @@ int64_t ConvolutionLayer::tiles(const Size& grid) const {
 
 int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const {
   const int64_t all = std::max<int64_t>(tiles(grid), 1);
-  int64_t wanted = 2 * kRows;  // each pass over large weights should serve many tiles
+  const int64_t rows = level_.gemm_rows;
+  int64_t wanted = 2 * rows;  // each pass over large weights should serve many tiles
   if (packed_.numel() <= kLargeWeights) {
-    const int64_t floats = level_.convolution_scratch_size(conv_, kRows) / kRows;
-    wanted = std::clamp<int64_t>(kTaskFloats / floats / kRows, 1, 4) * kRows;
+    const int64_t floats = level_.convolution_scratch_size(conv_, rows) / rows;
+    wanted = std::clamp<int64_t>(kTaskFloats / floats / rows, 1, 4) * rows;
   }
   const int64_t groups = (blocks_of(conv_.out_channels) + conv_.blocks_a_task - 1) / conv_.blocks_a_task;
   int64_t chunks = (all + wanted - 1) / wanted;
@@ -194,19 +197,20 @@ void ConvolutionLayer::run(const std::vector<const float*>& sources, const Size&
                            float* activated, float* scratch, int64_t scratch_stride, int64_t threads) const {
   if (grid.batch * grid.rows * grid.columns == 0) return;
   const int64_t scale = conv_.upsampling ? 2 : 1;
-  level_.convolution_run({.conv = &conv_,
-                          .packed = packed_.const_data_ptr<float>(),
-                          .source = {sources[0], sources.size() > 1 ? sources[1] : nullptr},
-                          .batch = in.batch,
-                          .in_rows = in.rows,
-                          .in_columns = in.columns,
-                          .grid_rows = grid.rows,
-                          .grid_columns = grid.columns,
-                          .activation = activation_.writing(raw, activated, {grid.batch, scale * grid.rows, scale * grid.columns}),
-                          .tiles_a_task = tiles_a_task(grid, threads),
-                          .scratch = scratch,
-                          .scratch_stride = scratch_stride,
-                          .threads = threads});
+  level_.convolution_run(
+      {.conv = &conv_,
+       .packed = packed_.const_data_ptr<float>(),
+       .source = {sources[0], sources.size() > 1 ? sources[1] : nullptr},
+       .batch = in.batch,
+       .in_rows = in.rows,
+       .in_columns = in.columns,
+       .grid_rows = grid.rows,
+       .grid_columns = grid.columns,
+       .activation = activation_.writing(raw, activated, {grid.batch, scale * grid.rows, scale * grid.columns}),
+       .tiles_a_task = tiles_a_task(grid, threads),
+       .scratch = scratch,
+       .scratch_stride = scratch_stride,
+       .threads = threads});
 }
 
 // ---- InputLayer

@@ -62,8 +62,8 @@ class ActivationParameters {
 // A strided or an upsampling convolution between blocked maps.
 class ConvolutionLayer {
  public:
-  // `in_channels`: of the one or two maps it reads. The tiles are chosen for outputs (or phases of them) of size `grid`,
-  // which runs need not keep to.
+  // `in_channels`: of the one or two maps it reads. The tiles are chosen for outputs (or phases of them) of size
+  // `grid`, which runs need not keep to.
   ConvolutionLayer(const cpu::Level& level, const Block& block, std::vector<int64_t> in_channels, Alignment alignment,
                    std::optional<Upsampling> upsampling, Size grid);
 
@@ -132,7 +132,7 @@ class HeadLayer {
   HeadLayer(const cpu::Level& level, const at::Tensor& weight, const at::Tensor& bias);
 
   int64_t out_channels() const { return weight_.size(0); }
-  static int64_t source_floats(const Size& size);  // of the plane between its margins
+  static int64_t source_floats(const Size& size);                           // of the plane between its margins
   static cpu::OutputPlanes source_planes(float* source, const Size& size);  // for the layer that writes it
   int64_t scratch_floats(const Size& size) const;
   // Zeroes the margins of `source` first.

@@ -1,5 +1,6 @@
 #include "unet_plan.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
@@ -9,10 +10,19 @@
 
 #include "checks.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define UNDER_ADDRESS_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define UNDER_ADDRESS_SANITIZER
+#endif
+#endif
+
 namespace pyunetsep {
 namespace {
 
-// Memory that calls borrow. All plans share it, for a song's networks run one after another; it goes with the last plan.
+// Memory that calls borrow. All plans share it, for a song's networks run one after another. As many arenas as were
+// ever in use at once stay for the next calls, and go with the last plan.
 class Pool {
  public:
   static std::shared_ptr<Pool> shared() {
@@ -65,7 +75,7 @@ class Arena {
   }
 
   void allocate() {
-#ifdef __SANITIZE_ADDRESS__  // each map by itself and new, so that a step past its end is noticed
+#ifdef UNDER_ADDRESS_SANITIZER  // each map by itself and new, so that a step past its end is noticed
     pool_ = std::make_shared<Pool>();
     for (Map& map : maps_) {
       memory_.push_back(pool_->borrow(map.floats));
@@ -141,6 +151,8 @@ int64_t check_block(const std::string& name, const Block& block, int64_t in, boo
                       ": got scale ", affine->first.sizes(), " and shift ", affine->second.sizes(), ", wants ",
                       block.bias.sizes());
   }
+  TORCH_CHECK_VALUE(!block.before || !block.after, name,
+                    ": got a scale before the activation and one after, wants one");
   TORCH_CHECK_VALUE(0 <= block.slope && block.slope <= 1, name, ": got slope ", block.slope, ", wants 0 to 1");
   return out;
 }
@@ -148,7 +160,8 @@ int64_t check_block(const std::string& name, const Block& block, int64_t in, boo
 // The layers trust the blocks to fit.
 const UNetDescription& checked(const UNetDescription& net) {
   TORCH_CHECK_VALUE(!net.encoder.empty() && net.encoder.size() == net.decoder.size(), "encoder, decoder: got ",
-                    net.encoder.size(), " and ", net.decoder.size(), " blocks, wants as many of each, and one at least");
+                    net.encoder.size(), " and ", net.decoder.size(),
+                    " blocks, wants as many of each, and one at least");
   std::vector<int64_t> widths{net.encoder[0].weight.dim() == 4 ? net.encoder[0].weight.size(1) : 1};
   for (size_t i = 0; i < net.encoder.size(); ++i) {
     widths.push_back(check_block("encoder " + std::to_string(i + 1), net.encoder[i], widths.back(), false, 5));
@@ -160,7 +173,16 @@ const UNetDescription& checked(const UNetDescription& net) {
     width = check_block("decoder " + std::to_string(j + 1), net.decoder[j], width, by_input, 5);
     if (j + 1 < net.decoder.size()) width += widths.back();
   }
-  if (net.head) width = check_block("head", *net.head, 1, false, 4);
+  const Block& last = net.decoder.back();
+  TORCH_CHECK_VALUE(!last.before && last.slope == (net.head ? 0 : 1) && (net.head || !last.after), "decoder ",
+                    net.decoder.size(),
+                    ": got what follows another block, wants ReLU if there is a head, else nothing");
+  if (net.head) {
+    TORCH_CHECK_VALUE(width == 1, "decoder: got ", width, " channels out, wants 1, for the head");
+    TORCH_CHECK_VALUE(!net.head->before && !net.head->after && net.head->slope == 1,
+                      "head: got an activation of its own, wants none");
+    width = check_block("head", *net.head, 1, false, 4);
+  }
   TORCH_CHECK_VALUE(width == widths[0], "decoder: got ", width, " channels out, wants as many as go in, ", widths[0]);
   return net;
 }
@@ -178,7 +200,9 @@ void check_magnitude(const at::Tensor& magnitude, int64_t channels, int64_t stri
 class UNetPlan::Network {
  public:
   Network(const UNetDescription& description, Size usual)
-      : level_(cpu::level()), alignment_(description.alignment), raw_skips_(description.raw_skips),
+      : level_(cpu::level()),
+        alignment_(description.alignment),
+        raw_skips_(description.raw_skips),
         input_(level_, description.encoder.at(0), description.alignment) {
     const size_t depth = description.encoder.size();
     Size size = half(usual);
@@ -221,7 +245,9 @@ class UNetPlan::Network {
   }
 
  private:
-  Size half(const Size& size) const { return {size.batch, halved(size.rows, alignment_), halved(size.columns, alignment_)}; }
+  Size half(const Size& size) const {
+    return {size.batch, halved(size.rows, alignment_), halved(size.columns, alignment_)};
+  }
 
   int depth() const { return static_cast<int>(encoder_.size()) + 1; }  // blocks of the encoder
 
@@ -348,6 +374,7 @@ at::Tensor UNetPlan::run(const at::Tensor& magnitude, bool masked, const std::op
     TORCH_CHECK_VALUE(out->sizes() == magnitude.sizes() && out->stride(3) == 1, "out: got shape ", out->sizes(),
                       " with strides ", out->strides(), ", wants that of magnitude, ", magnitude.sizes(),
                       ", with contiguous columns");
+    at::assert_no_internal_overlap(*out);
   }
   const at::Tensor output = out ? *out : at::empty(magnitude.sizes(), at::kFloat);
   network_->run(magnitude, masked, output, nullptr);

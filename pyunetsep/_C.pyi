@@ -22,6 +22,8 @@ def masked_istft(
 ) -> Tensor: ...
 
 class Block:
+    weight: Tensor
+    bias: Tensor
     def __init__(
         self,
         weight: Tensor,

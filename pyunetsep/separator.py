@@ -253,7 +253,8 @@ class Separator:
     def _estimators(self) -> Mapping[str, UNet | UNetPlan]:
         """The networks in the form that runs fastest: compiled plans on a CPU, made when first asked for."""
         with self._preparing:
-            if self.device.type != "cpu" or not kernels_enabled():
+            planned = all(network.dtype == torch.float32 for network in self.networks.values())
+            if self.device.type != "cpu" or not planned or not kernels_enabled():
                 for network in self.networks.values():  # the layout that PyTorch's convolutions are fastest in
                     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 return self.networks

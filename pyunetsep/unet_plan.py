@@ -13,7 +13,8 @@ class UNetPlan:
     """A network's inference on the CPU, in float32.
 
     The plan holds a copy of the weights as they were, batch norm (with its running statistics) folded in where that is
-    exact, so training goes on unnoticed. It serves any number of threads at once.
+    exact, so training goes on unnoticed. It serves any number of threads at once. It always runs the compiled kernels:
+    `PYUNETSEP_KERNELS=0` makes a `Separator` do without plans, and leaves those that you make as they are.
     """
 
     def __init__(self, network: UNet, *, bins: int, frames: int, batch: int = 1) -> None:
@@ -80,7 +81,7 @@ class UNetPlan:
 
     @property
     def packed_bytes(self) -> int:
-        """Memory of the packed weights."""
+        """Memory of the packed weights, but for the few of the first and the last layer."""
         return self._plan.packed_bytes
 
 

@@ -93,9 +93,7 @@ class Unmixer:
         self.batch = batch_patches(model, config, device)
 
         n_fft, hop = self.spectrogram.n_fft, self.spectrogram.hop_length
-        self.pending = torch.zeros(
-            channels, n_fft, device=device, dtype=dtype
-        )  # samples from the next frame's first on
+        self.pending = torch.zeros(channels, n_fft, device=device, dtype=dtype)  # from the next frame's first sample on
         self.faded: Tensor | None = None
         self.tail = torch.zeros(len(stems), channels, n_fft - hop, device=device, dtype=dtype)
         self.position = -n_fft  # of the next sample to synthesise; the song starts at 0

@@ -546,6 +546,19 @@ def test_a_separator_can_be_copied(copied):
         assert np.array_equal(wave, expected[stem])
 
 
+def test_a_model_in_float64_stays_in_float64(monkeypatch):
+    double = checkpoint()
+    for network in double.networks.values():
+        network.double()
+    audio = noise(2, 3_000).numpy().T.astype(np.float64)
+    separator = Separator(double, device="cpu")
+    stems = separator(audio, 8_000)
+    assert not separator._plans
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "0")
+    for stem, wave in separator(audio, 8_000).items():
+        np.testing.assert_allclose(wave, stems[stem], atol=1e-9)
+
+
 def test_kernels_off_means_no_plans(monkeypatch):
     monkeypatch.setenv("PYUNETSEP_KERNELS", "0")
     separator = Separator(checkpoint(), device="cpu")

@@ -7,8 +7,8 @@
 namespace pyunetsep::cpu {
 
 // PYUNETSEP_LEVELS is what CMakeLists.txt compiled, from the plainest to the widest: LEVEL(baseline) LEVEL(avx2) ...
-#define LEVEL(name)         \
-  namespace name {          \
+#define LEVEL(name)          \
+  namespace name {           \
   extern const Level kLevel; \
   }
 PYUNETSEP_LEVELS
@@ -61,8 +61,8 @@ void set_simd_level(const std::string& name) {
     if (name == level->name) return chosen.store(level, std::memory_order_relaxed);
   }
   if (name == "auto") return chosen.store(widest(), std::memory_order_relaxed);
-  throw std::invalid_argument("got '" + name + "', wants auto or, on this processor, one of " + usable + " (built: " +
-                              known + ")");
+  throw std::invalid_argument("got '" + name + "', wants auto or, on this processor, one of " + usable +
+                              " (built: " + known + ")");
 }
 
 std::string simd_level() { return level().name; }

@@ -11,7 +11,10 @@ class Epilogue {
  public:
   // For the vector of channels that begins at `channel`.
   Epilogue(const Activation& activation, int64_t channel)
-      : raw_(activation.raw), activated_(activation.activated), slope_(broadcast(activation.slope)), stream_(activation.stream) {
+      : raw_(activation.raw),
+        activated_(activation.activated),
+        slope_(broadcast(activation.slope)),
+        stream_(activation.stream) {
     bias_ = load(activation.bias + channel);
     if constexpr (Before) {
       before_scale_ = load(activation.before_scale + channel);

@@ -120,15 +120,24 @@ void fft_of(const FftTables& tables, const float* re, const float* im, float* to
 
 void fft(const FftTables& tables, const float* re, const float* im, float* to_re, float* to_im) {
   switch (tables.points) {
-    case 16: return fft_of<4, 4>(tables, re, im, to_re, to_im);
-    case 32: return fft_of<4, 8>(tables, re, im, to_re, to_im);
-    case 64: return fft_of<8, 8>(tables, re, im, to_re, to_im);
-    case 128: return fft_of<8, 16>(tables, re, im, to_re, to_im);
-    case 256: return fft_of<16, 16>(tables, re, im, to_re, to_im);
-    case 512: return fft_of<16, 32>(tables, re, im, to_re, to_im);
-    case 1024: return fft_of<32, 32>(tables, re, im, to_re, to_im);
-    case 2048: return fft_of<32, 64>(tables, re, im, to_re, to_im);
-    case 4096: return fft_of<64, 64>(tables, re, im, to_re, to_im);
+    case 16:
+      return fft_of<4, 4>(tables, re, im, to_re, to_im);
+    case 32:
+      return fft_of<4, 8>(tables, re, im, to_re, to_im);
+    case 64:
+      return fft_of<8, 8>(tables, re, im, to_re, to_im);
+    case 128:
+      return fft_of<8, 16>(tables, re, im, to_re, to_im);
+    case 256:
+      return fft_of<16, 16>(tables, re, im, to_re, to_im);
+    case 512:
+      return fft_of<16, 32>(tables, re, im, to_re, to_im);
+    case 1024:
+      return fft_of<32, 32>(tables, re, im, to_re, to_im);
+    case 2048:
+      return fft_of<32, 64>(tables, re, im, to_re, to_im);
+    case 4096:
+      return fft_of<64, 64>(tables, re, im, to_re, to_im);
   }
 }
 

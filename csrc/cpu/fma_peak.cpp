@@ -5,8 +5,8 @@
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 
-// Sums that do not wait for one another: enough for two multiply-adds a cycle of four to six cycles each, and few enough
-// to stay in registers at every level.
+// Sums that do not wait for one another: enough for two multiply-adds a cycle of four to six cycles each, and few
+// enough to stay in registers at every level.
 static constexpr int kChains = 12;
 
 int64_t multiply_adds(int64_t threads, int64_t rounds) {

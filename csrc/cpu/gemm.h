@@ -5,11 +5,13 @@
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 
-// Rows that a call takes at most: two accumulators a row, two vectors of the panel and one broadcast fill the registers.
+// Rows that a call takes at most: two accumulators a row, two vectors of the panel and one broadcast fill the
+// registers.
 constexpr int kMaxRows = (kRegisters - 4) / 2;
 
-// m[r, c] = sum_k v[r, k] panel[k, c] for `Rows` rows and `Width` (1 or 2) vectors' columns; k ascends.
-template <int Rows, int Width>
+// m[r, c] = sum_k v[r, k] panel[k, c] for `Rows` rows and `Width` (1 or 2) vectors' columns, k ascending; added to m if
+// `Add`.
+template <int Rows, int Width, bool Add>
 static __attribute__((noinline)) void gemm_panel(const float* __restrict v, int64_t v_stride,
                                                  const float* __restrict panel, int64_t depth, float* __restrict m,
                                                  int64_t m_stride) {
@@ -22,7 +24,10 @@ static __attribute__((noinline)) void gemm_panel(const float* __restrict v, int6
   for (int64_t k = 0; k < depth; ++k) {
     Vec columns[Width];
 #pragma GCC unroll 2
-    for (int c = 0; c < Width; ++c) columns[c] = load(panel + (k * Width + c) * kLanes);
+    for (int c = 0; c < Width; ++c) {
+      columns[c] = load(panel + (k * Width + c) * kLanes);
+      __builtin_prefetch(panel + ((depth + k) * Width + c) * kLanes, 0, 2);  // what comes next, to the second level
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const Vec scalar = broadcast(v[r * v_stride + k]);
@@ -33,29 +38,32 @@ static __attribute__((noinline)) void gemm_panel(const float* __restrict v, int6
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-    for (int c = 0; c < Width; ++c) store(m + r * m_stride + c * kLanes, sum[r][c]);
+    for (int c = 0; c < Width; ++c) {
+      float* to = m + r * m_stride + c * kLanes;
+      store(to, Add ? load(to) + sum[r][c] : sum[r][c]);
+    }
   }
 }
 
 using GemmPanel = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
 
 // gemm_panel of 1 ... kMaxRows rows. The template arguments beyond are never asked for.
-template <int Width>
+template <int Width, bool Add>
 static constexpr GemmPanel gemm_panels[] = {
-    gemm_panel<1, Width>,
-    gemm_panel<2, Width>,
-    gemm_panel<3, Width>,
-    gemm_panel<4, Width>,
-    gemm_panel<5, Width>,
-    gemm_panel<6, Width>,
-    gemm_panel<min(7, kMaxRows), Width>,
-    gemm_panel<min(8, kMaxRows), Width>,
-    gemm_panel<min(9, kMaxRows), Width>,
-    gemm_panel<min(10, kMaxRows), Width>,
-    gemm_panel<min(11, kMaxRows), Width>,
-    gemm_panel<min(12, kMaxRows), Width>,
-    gemm_panel<min(13, kMaxRows), Width>,
-    gemm_panel<min(14, kMaxRows), Width>,
+    gemm_panel<1, Width, Add>,
+    gemm_panel<2, Width, Add>,
+    gemm_panel<3, Width, Add>,
+    gemm_panel<4, Width, Add>,
+    gemm_panel<5, Width, Add>,
+    gemm_panel<6, Width, Add>,
+    gemm_panel<min(7, kMaxRows), Width, Add>,
+    gemm_panel<min(8, kMaxRows), Width, Add>,
+    gemm_panel<min(9, kMaxRows), Width, Add>,
+    gemm_panel<min(10, kMaxRows), Width, Add>,
+    gemm_panel<min(11, kMaxRows), Width, Add>,
+    gemm_panel<min(12, kMaxRows), Width, Add>,
+    gemm_panel<min(13, kMaxRows), Width, Add>,
+    gemm_panel<min(14, kMaxRows), Width, Add>,
 };
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

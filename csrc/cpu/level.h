@@ -14,6 +14,7 @@ struct Level {
   void (*masked_istft)(const MaskedIstft&);
   int64_t (*multiply_adds)(int64_t threads, int64_t rounds);
 
+  int64_t gemm_rows;  // tiles that are multiplied together: tasks should have a multiple of it
   // Sizes are in floats.
   int64_t (*convolution_packed_size)(const Convolution&);
   int64_t (*convolution_scratch_size)(const Convolution&, int64_t tiles_a_task);

@@ -50,7 +50,8 @@ constexpr bool has(Lacking lacking, int phase, int tap) {
 
 // Adds one vector of channels of one input row (tap `t` of the rows) to kGroup inputs' outputs.
 template <Lacking L>
-inline __attribute__((always_inline)) void add_row(const float* row, const bool* inside, const float* weight, int t, Vec (&sum)[kLanes]) {
+inline __attribute__((always_inline)) void add_row(const float* row, const bool* inside, const float* weight, int t,
+                                                   Vec (&sum)[kLanes]) {
   Vec x[kGroup + 2];
 #pragma GCC unroll 6
   for (int j = 0; j < kGroup + 2; ++j) x[j] = inside[j] ? load(row + (j - 1) * kBlock) : Vec{};
@@ -112,9 +113,11 @@ void output_convolution_run(const OutputConvolution& a) {
     float* lines = a.scratch + thread * a.scratch_stride;
     for (int64_t channel = 0; channel < a.out_channels; ++channel) {
       sum(a, image, row, a.packed + channel * channel_size, lines, line);
-      const float scale = a.after_scale ? a.after_scale[channel] : 1, shift = a.after_shift ? a.after_shift[channel] : 0;
+      const float scale = a.after_scale ? a.after_scale[channel] : 1,
+                  shift = a.after_shift ? a.after_shift[channel] : 0;
       for (int half = 0; half < 2; ++half) {
-        end_row(a.to, lines + half * line, image, channel, 2 * row + half, 2 * a.columns, a.bias[channel], scale, shift);
+        end_row(a.to, lines + half * line, image, channel, 2 * row + half, 2 * a.columns, a.bias[channel], scale,
+                shift);
       }
     }
   });

@@ -9,10 +9,11 @@
 //
 // The strided convolution is the sum of four convolutions of stride 1 and at most 3x3 taps, one of each phase of the
 // input (even or odd rows, even or odd columns); the transposed one makes each phase of its output by such a
-// convolution of the whole input. Each of them is a minimal filter on tiles of R x C outputs (see winograd.h): transform
-// (R + 2) x (C + 2) inputs, multiply point by point, transform back. The strided convolution's phases meet in one
-// domain, so they are added up before the way back. With 4x4 tiles that is 121 multiplications for 16 outputs instead
-// of 400: 36 points, four phases, less those at which a phase's filter has nothing because it has two taps, not three.
+// convolution of the whole input. Each of them is a minimal filter on tiles of R x C outputs (see winograd.h):
+// transform (R + 2) x (C + 2) inputs, multiply point by point, transform back. The strided convolution's phases meet in
+// one domain, so they are added up before the way back. With 4x4 tiles that is 121 multiplications for 16 outputs
+// instead of 400: 36 points, four phases, less those at which a phase's filter has nothing because it has two taps, not
+// three.
 //
 // One task takes a run of tiles and some blocks of output channels. It transforms the tiles (v), multiplies by the
 // packed weights, one point after the other, as matrices [tiles, input channels] x [input channels, output channels]
@@ -26,6 +27,10 @@ namespace {
 
 constexpr int kParts = kBlock / kLanes;  // vectors a block of channels
 constexpr int kTaps = 5;
+
+// Products that are added up in one go. Sums of such sums lose less to rounding than one long sum, and this much of a
+// panel stays in the first cache level while all tiles are multiplied by it.
+constexpr int64_t kDepth = 128;
 
 // Points of a dimension that a phase's filter reaches: all, or all but the first or the last.
 struct PointRange {
@@ -58,7 +63,9 @@ struct Points {
 
 int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
-int64_t input_blocks(const Convolution& conv) { return blocks_of(conv.in_channels[0]) + blocks_of(conv.in_channels[1]); }
+int64_t input_blocks(const Convolution& conv) {
+  return blocks_of(conv.in_channels[0]) + blocks_of(conv.in_channels[1]);
+}
 
 // ---- packing
 
@@ -213,8 +220,8 @@ inline void transform_strip(const ConvolutionRun& a, const float* image, int64_t
       Vec points[kPoints<C>];
       input_transform<C>(&strip[t * C][i], kPoints<R>, points, 1);
       float* const* row = to + i * kPoints<C>;
+      if (!row[1]) continue;  // this phase does not reach the row
       if (row[0]) store(row[0] + t * v_tile, points[0]);
-      if (!row[1]) continue;  // no point of this row but, perhaps, the first and the last
       for (int j = 1; j < kPoints<C> - 1; ++j) store(row[j] + t * v_tile, points[j]);
       if (row[kPoints<C> - 1]) store(row[kPoints<C> - 1] + t * v_tile, points[kPoints<C> - 1]);
     }
@@ -264,12 +271,16 @@ void multiply(const ConvolutionRun& a, const Points<R, C>& points, const Layout<
     const int vectors = static_cast<int>(Upsampling ? phases * blocks : blocks) * kParts;
     for (int vector = 0; vector < vectors; vector += 2) {
       const int width = min(2, vectors - vector);
-      const auto row = width == 2 ? gemm_panels<2> : gemm_panels<1>;
       float* to = m + at * layout.m_point + vector * kLanes;
-      for (int64_t group = 0; group < row_groups; ++group) {
-        const int64_t begin = count * group / row_groups, end = count * (group + 1) / row_groups;
-        row[end - begin - 1](v + at * layout.v_point + begin * layout.v_tile, layout.v_tile, packed, point_depth,
-                             to + begin * layout.m_tile, layout.m_tile);
+      for (int64_t k = 0; k < point_depth; k += kDepth) {
+        const GemmPanel* panels = width == 2 ? (k ? gemm_panels<2, true> : gemm_panels<2, false>)
+                                             : (k ? gemm_panels<1, true> : gemm_panels<1, false>);
+        const int64_t depth_now = min(kDepth, point_depth - k);
+        for (int64_t group = 0; group < row_groups; ++group) {
+          const int64_t begin = count * group / row_groups, end = count * (group + 1) / row_groups;
+          panels[end - begin - 1](v + at * layout.v_point + begin * layout.v_tile + k, layout.v_tile,
+                                  packed + k * width * kLanes, depth_now, to + begin * layout.m_tile, layout.m_tile);
+        }
       }
       packed += point_depth * width * kLanes;
     }
@@ -289,8 +300,7 @@ void transform_outputs(const ConvolutionRun& a, const Points<R, C>& points, cons
         const float* from[Points<R, C>::kCount];
         for (int at = 0; at < points.kCount; ++at) {
           const int slot = Upsampling ? points.slot[phase][at] : 0;
-          from[at] = slot < 0 ? nullptr
-                              : m + at * layout.m_point + (slot * blocks + block) * kBlock + part * kLanes;
+          from[at] = slot < 0 ? nullptr : m + at * layout.m_point + (slot * blocks + block) * kBlock + part * kLanes;
         }
         for_each_run<R, C>(a, first, count, [&](const Run& run) {
           const int64_t plane = (run.image * out_blocks + first_block + block) * rows * columns * kBlock;
@@ -337,12 +347,14 @@ void run_tiles(const ConvolutionRun& a) {
       // chunks of tiles that need the same weights follow each other, and find them in the shared cache
       const int64_t group = task / chunks, chunk = task % chunks;
       const int64_t first = chunk * tiles / chunks, count = (chunk + 1) * tiles / chunks - first;
-      const int64_t first_block = group * conv.blocks_a_task, task_blocks = min(conv.blocks_a_task, blocks - first_block);
+      const int64_t first_block = group * conv.blocks_a_task,
+                    task_blocks = min(conv.blocks_a_task, blocks - first_block);
       float* v = a.scratch + thread * a.scratch_stride;
       float* m = v + layout.m_start;
       transform_inputs<R, C, Upsampling>(a, points, layout, first, count, v);
       multiply<R, C, Upsampling>(a, points, layout, count, task_blocks, a.packed + first_block * block_size, v, m);
-      transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, first, count, first_block, task_blocks, m);
+      transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, first, count, first_block, task_blocks,
+                                                              m);
       if (a.activation.stream) finish_streaming();
     });
   });
@@ -352,11 +364,16 @@ void run_tiles(const ConvolutionRun& a) {
 template <typename Body>
 auto with_tile(const Convolution& conv, Body body) {
   switch (10 * conv.tile_rows + conv.tile_columns) {
-    case 44: return body.template operator()<4, 4>();
-    case 42: return body.template operator()<4, 2>();
-    case 24: return body.template operator()<2, 4>();
-    case 22: return body.template operator()<2, 2>();
-    default: return body.template operator()<1, 1>();
+    case 44:
+      return body.template operator()<4, 4>();
+    case 42:
+      return body.template operator()<4, 2>();
+    case 24:
+      return body.template operator()<2, 4>();
+    case 22:
+      return body.template operator()<2, 2>();
+    default:
+      return body.template operator()<1, 1>();
   }
 }
 

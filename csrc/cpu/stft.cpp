@@ -61,8 +61,7 @@ void stft_frames(const Stft& a, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task / a.frame_count, frame = task % a.frame_count;
     float* spectrum = a.spectrum + task * 2 * (points + 1);
-    windowed_points<W>(a.wave + row * a.wave_stride + frame * a.hop_length, a.window, points, wave_re,
-                       wave_im);
+    windowed_points<W>(a.wave + row * a.wave_stride + frame * a.hop_length, a.window, points, wave_re, wave_im);
     fft(a.tables, wave_re, wave_im, re, im);
     re[points] = re[0];
     im[points] = im[0];

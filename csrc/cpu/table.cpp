@@ -1,3 +1,4 @@
+#include "gemm.h"
 #include "level.h"
 #include "simd.h"
 
@@ -35,6 +36,7 @@ const Level kLevel{
     .stft = &stft,
     .masked_istft = &masked_istft,
     .multiply_adds = &multiply_adds,
+    .gemm_rows = kMaxRows,
     .convolution_packed_size = &convolution_packed_size,
     .convolution_scratch_size = &convolution_scratch_size,
     .convolution_pack_float = &convolution_pack,

@@ -1,7 +1,8 @@
 """The differentiable ops that the rest of pyunetsep calls.
 
-Each runs as a compiled kernel for float32 and float64 on CPU and CUDA (the Fourier transforms: for what they say), and
-in plain PyTorch otherwise, or everywhere with `PYUNETSEP_KERNELS=0` in the environment.
+Each runs as a compiled kernel where there is one, and in plain PyTorch otherwise, or everywhere with
+`PYUNETSEP_KERNELS=0` in the environment. Masks and overlap-add have kernels for float32 and float64 on CPU and CUDA,
+the Fourier transforms and the U-Net's blocks for float32 on the CPU.
 """
 
 import torch

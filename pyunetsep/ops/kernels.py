@@ -1,7 +1,7 @@
 """The compiled kernels as differentiable torch ops; the only importer of the extension `pyunetsep._C`.
 
-The extension registers `torch.ops.pyunetsep.*` for CPU and CUDA. This module adds what is better said in Python: the
-shapes for `torch.compile` and the gradients, both in plain PyTorch.
+The extension registers `torch.ops.pyunetsep.*`, and holds the plans of whole networks. This module adds what is better
+said in Python: the shapes for `torch.compile` and the gradients, both in plain PyTorch.
 """
 
 import importlib.util
