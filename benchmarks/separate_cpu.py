@@ -26,19 +26,20 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from engines import EXPORTED, Engine, export, folded, missing, transposed
+from engines import EXPORTED, Compiled, Engine, Torch, export, folded, missing, transposed
 from harness import all_threads, save
 from spleeter_worker import STEMS, peak_mib
 from torch import Tensor
 
 from pyunetsep import ModelUnavailableError, Separator, models
-from pyunetsep.benchmark import alternate, random_checkpoint, use_kernels
+from pyunetsep.benchmark import alternate, fma_peak, layer_flop, random_checkpoint, use_kernels
 from pyunetsep.checkpoint import Checkpoint
-from pyunetsep.config import SPLEETER
+from pyunetsep.config import EXACT as EXACT_CONFIG
+from pyunetsep.config import SPLEETER, ModelConfig, SeparatorConfig
 
 RATE_HZ, OTHER_RATE_HZ = 44_100, 48_000
-OURS, PLAIN, SPLEETER_ITSELF = "pyunetsep", "plain PyTorch", "Spleeter on TensorFlow"
-ENGINES = (OURS, PLAIN, *EXPORTED)
+OURS, PLAIN, COMPILED, SPLEETER_ITSELF = "pyunetsep", "plain PyTorch", "torch.compile", "Spleeter on TensorFlow"
+ENGINES = (OURS, PLAIN, COMPILED, *EXPORTED)
 EXACT = ", exact"  # what the name of a rival ends in that reproduces Spleeter, instead of running in the default mode
 FROM_OTHER_RATE = f", from {OTHER_RATE_HZ // 1000} kHz"
 LEAST_SNR_DB = 60.0  # of any rival's stems against ours
@@ -56,6 +57,8 @@ class OnEngine:
     @torch.inference_mode()
     def estimate(self, magnitude: Tensor, *, masked: bool = False, out: Tensor | None = None) -> Tensor:
         spectra = magnitude.mT.contiguous()  # as they lie in memory, so no copy
+        if isinstance(self.engine, Torch):
+            spectra = self.engine.prepare(spectra)
         result = self.engine(spectra)
         if masked:
             result = torch.mul(result, spectra, out=None if out is None else out.mT)
@@ -65,11 +68,15 @@ class OnEngine:
 
 
 class EngineSeparator(Separator):
-    """The pipeline in plain PyTorch, with its networks on ONNX Runtime or OpenVINO."""
+    """The pipeline in plain PyTorch, with its networks compiled, or on ONNX Runtime or OpenVINO."""
 
     def __init__(self, checkpoint: Checkpoint, name: str, folder: Path, threads: int) -> None:
         super().__init__(checkpoint, device="cpu")
-        self.engines = {stem: OnEngine(EXPORTED[name](folder / f"{stem}.onnx", threads)) for stem in self.model.stems}
+        self.engines = {}
+        for stem, network in self.networks.items():
+            compiled = name == COMPILED
+            engine = Compiled(transposed(network)) if compiled else EXPORTED[name](folder / f"{stem}.onnx", threads)
+            self.engines[stem] = OnEngine(engine)
 
     def _estimators(self) -> Mapping[str, Any]:
         return self.engines
@@ -80,7 +87,7 @@ class Rival:
 
     def __init__(self, engine: str, checkpoint: Checkpoint, folder: Path, threads: int) -> None:
         self.engine = engine
-        if engine in EXPORTED:
+        if engine in EXPORTED or engine == COMPILED:
             self.separator: Separator = EngineSeparator(checkpoint, engine, folder, threads)
         else:
             self.separator = Separator(checkpoint, device="cpu")
@@ -187,10 +194,24 @@ def memory(rivals: list[str], args: argparse.Namespace, folder: Path, song: Path
     return result
 
 
-def report(title: str, timings: dict[str, Any], seconds: float) -> dict[str, Any]:
+def networks_flop(model: ModelConfig, config: SeparatorConfig, samples: int) -> float:
+    """Of the song's patches in all networks, convolved directly."""
+    spectrogram, frames = model.spectrogram, model.patch_frames
+    overlap = round(config.overlap * frames / model.unet.stride) * model.unet.stride
+    song_frames = -(-(samples + spectrogram.n_fft) // spectrogram.hop_length)
+    patches = max(1, -(-(song_frames - overlap) // (frames - overlap)))
+    flop = sum(layer_flop(model.unet, bins=spectrogram.bins, frames=frames).values())
+    return patches * len(model.stems) * flop
+
+
+def report(title: str, timings: dict[str, Any], seconds: float, peak: float) -> dict[str, Any]:
     print(title)
     for name, timing in timings.items():
         timing["times_real_time"] = seconds / timing["median_s"]
+        if FROM_OTHER_RATE not in name:
+            exact = name.endswith(EXACT) or name == SPLEETER_ITSELF
+            flop = networks_flop(SPLEETER, EXACT_CONFIG if exact else SeparatorConfig(), round(seconds * RATE_HZ))
+            timing["share_of_peak"] = flop / timing["median_s"] / peak
         extremes = f"({timing['min_s']:.2f} to {timing['max_s']:.2f})"
         print(f"  {name:30s} {timing['median_s']:7.2f} s {extremes} {timing['times_real_time']:6.1f} x real time")
     return timings
@@ -262,8 +283,10 @@ def main() -> None:
                 agreements[SPLEETER_ITSELF] = agreement(SPLEETER_ITSELF, ours[True], theirs)
         del ours
 
+        peak = fma_peak(1.0)
         results: dict[str, Any] = {
             "seconds": args.seconds,
+            "peak_gflops": peak / 1e9,
             "weights": weights,
             "threads": args.threads,
             "versions": {
@@ -271,8 +294,8 @@ def main() -> None:
                 **({"tensorflow": spleeter.facts["tensorflow"]} if spleeter else {}),
             },
             "skipped": skipped,
-            "array": report("array to stems", alternate(arrays, rounds=args.rounds), args.seconds),
-            "files": report("file to files", alternate(files, rounds=args.rounds), args.seconds),
+            "array": report("array to stems", alternate(arrays, rounds=args.rounds), args.seconds, peak),
+            "files": report("file to files", alternate(files, rounds=args.rounds), args.seconds, peak),
             "snr_against_pyunetsep_db": agreements,
         }
         if spleeter:
