@@ -377,7 +377,9 @@ def _collect(blocks: Iterator[dict[str, Wave]], stems: dict[str, Wave]) -> dict[
     done = 0
     for block in blocks:
         for name, wave in block.items():
-            stems[name][:, done : done + wave.shape[-1]] = wave
+            # channel by channel: both at once, NumPy would walk along the channels, which are few
+            for channel, samples in zip(stems[name], wave, strict=True):
+                channel[done : done + len(samples)] = samples
         done += next(iter(block.values())).shape[-1]
     return stems
 
