@@ -125,7 +125,7 @@ std::tuple<at::Tensor, at::Tensor> encoder_block(const at::Tensor& x, const at::
     const ConvolutionLayer layer(cpu::level(), block, {x.size(1)}, alignment, std::nullopt, out);
     const Scratch scratch(layer.scratch_floats(out, at::get_num_threads()));
     const at::Tensor blocks = to_blocks(x);
-    layer.run({blocks.const_data_ptr<float>()}, in, out, to_raw, to_activated, scratch.data(), scratch.stride,
+    layer.run({blocks.const_data_ptr<float>()}, {}, in, out, to_raw, to_activated, scratch.data(), scratch.stride,
               scratch.threads);
   }
   return {from_blocks(raw, channels), from_blocks(activated, channels)};
@@ -156,7 +156,7 @@ at::Tensor decoder_block(const at::Tensor& x, const std::optional<at::Tensor>& s
   const ConvolutionLayer layer(cpu::level(), block, sources.channels, alignment, upsampling, in);
   const Scratch scratch(layer.scratch_floats(in, at::get_num_threads()));
   const at::Tensor result = empty_blocks(out, channels);
-  layer.run(sources.pointers, in, in, nullptr, result.mutable_data_ptr<float>(), scratch.data(), scratch.stride,
+  layer.run(sources.pointers, {}, in, in, nullptr, result.mutable_data_ptr<float>(), scratch.data(), scratch.stride,
             scratch.threads);
   return from_blocks(result, channels);
 }

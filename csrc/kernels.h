@@ -111,6 +111,13 @@ struct Activation {
   bool stream;       // the maps are too large for the caches
 };
 
+// What a map is read through: max(z, slope z) of z = scale x + shift, with the channels' scales and shifts, or null.
+struct Reading {
+  const float* scale;
+  const float* shift;
+  float slope;
+};
+
 // How a filter of five taps and stride 2 falls apart, in each dimension, into two phases of three taps and stride 1:
 // tap t of phase p is the sum of those taps of the filter whose bit is set in taps[p][t].
 struct Phases {
@@ -134,6 +141,7 @@ struct ConvolutionRun {
   const float* source[2];  // [batch, blocks, in_rows, in_columns, kBlock]
   int64_t batch, in_rows, in_columns;
   int64_t grid_rows, grid_columns;  // of the output, or of one of its phases
+  Reading reading;                  // of source[0], in a convolution that does not upsample
   Activation activation;            // to [batch, blocks, rows, columns, kBlock]
   int64_t tiles_a_task;             // at most
   float* scratch;                   // [threads, scratch_stride]; convolution_scratch_size

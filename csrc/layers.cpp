@@ -140,6 +140,10 @@ cpu::Activation ActivationParameters::writing(float* raw, float* activated, cons
           .stream = map_floats(out, channels_) >= kStreamedFloats};
 }
 
+cpu::Reading ActivationParameters::reading() const {
+  return {.scale = data_or_null(before_scale_), .shift = data_or_null(before_shift_), .slope = slope_};
+}
+
 // ---- ConvolutionLayer
 
 ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, std::vector<int64_t> in_channels,
@@ -193,8 +197,9 @@ int64_t ConvolutionLayer::scratch_floats(const Size& grid, int64_t threads) cons
   return level_.convolution_scratch_size(conv_, tiles_a_task(grid, threads));
 }
 
-void ConvolutionLayer::run(const std::vector<const float*>& sources, const Size& in, const Size& grid, float* raw,
-                           float* activated, float* scratch, int64_t scratch_stride, int64_t threads) const {
+void ConvolutionLayer::run(const std::vector<const float*>& sources, const cpu::Reading& reading, const Size& in,
+                           const Size& grid, float* raw, float* activated, float* scratch, int64_t scratch_stride,
+                           int64_t threads) const {
   if (grid.batch * grid.rows * grid.columns == 0) return;
   const int64_t scale = conv_.upsampling ? 2 : 1;
   level_.convolution_run(
@@ -206,6 +211,7 @@ void ConvolutionLayer::run(const std::vector<const float*>& sources, const Size&
        .in_columns = in.columns,
        .grid_rows = grid.rows,
        .grid_columns = grid.columns,
+       .reading = reading,
        .activation = activation_.writing(raw, activated, {grid.batch, scale * grid.rows, scale * grid.columns}),
        .tiles_a_task = tiles_a_task(grid, threads),
        .scratch = scratch,

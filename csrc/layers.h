@@ -52,6 +52,8 @@ class ActivationParameters {
   ActivationParameters(const Block& block, int64_t channels);
   // To maps of `out`'s size.
   cpu::Activation writing(float* raw, float* activated, const Size& out) const;
+  // What the next layer reads the raw map through, where the activated one is not written.
+  cpu::Reading reading() const;
 
  private:
   int64_t channels_;
@@ -70,8 +72,9 @@ class ConvolutionLayer {
   int64_t out_channels() const { return conv_.out_channels; }
   int64_t packed_floats() const { return packed_.numel(); }
   int64_t scratch_floats(const Size& grid, int64_t threads) const;  // a thread
-  void run(const std::vector<const float*>& sources, const Size& in, const Size& grid, float* raw, float* activated,
-           float* scratch, int64_t scratch_stride, int64_t threads) const;
+  void run(const std::vector<const float*>& sources, const cpu::Reading& reading, const Size& in, const Size& grid,
+           float* raw, float* activated, float* scratch, int64_t scratch_stride, int64_t threads) const;
+  cpu::Reading reading() const { return activation_.reading(); }  // of its own output
 
  private:
   int64_t tiles(const Size& grid) const;
@@ -91,6 +94,7 @@ class InputLayer {
   int64_t in_channels() const { return in_channels_; }
   int64_t out_channels() const { return out_channels_; }
   int64_t scratch_floats(const Size& out) const;
+  cpu::Reading reading() const { return activation_.reading(); }  // of its own output
   // `source` [batch, channels, rows, columns], columns contiguous.
   void run(const at::Tensor& source, const Size& out, float* raw, float* activated, float* scratch,
            int64_t scratch_stride, int64_t threads) const;

@@ -127,9 +127,9 @@ struct Workspace {
   Size input;
   int64_t threads;
   Arena arena;
-  std::vector<size_t> raw, activated;  // of the encoder; where there is none, the other's
-  std::vector<size_t> decoded;         // of the decoder, but for the last block
-  size_t plane = 0;                    // between the last block and the head
+  std::vector<size_t> encoded;  // of the encoder: raw if the skips are, else activated
+  std::vector<size_t> decoded;  // of the decoder, but for the last block
+  size_t plane = 0;             // between the last block and the head
   size_t scratch = 0;
   int64_t scratch_stride = 0;
 };
@@ -236,7 +236,7 @@ class UNetPlan::Network {
   void run(const at::Tensor& magnitude, bool masked, const at::Tensor& output, std::vector<LayerTime>* times) const {
     if (output.numel() == 0) return;
     const at::Tensor planes = magnitude.stride(3) == 1 ? magnitude : magnitude.contiguous();
-    Workspace space{{planes.size(0), planes.size(2), planes.size(3)}, at::get_num_threads(), Arena(pool_), {}, {}, {}};
+    Workspace space{{planes.size(0), planes.size(2), planes.size(3)}, at::get_num_threads(), Arena(pool_), {}, {}};
     prepare(space);
     const Call call{*this, space, times};
     for (int i = 0; i < depth(); ++i) call.encode(i, planes);
@@ -273,16 +273,20 @@ class UNetPlan::Network {
       times->push_back({name + std::to_string(number), seconds});
     }
 
+    // With raw skips only the convolution is kept, and the next block reads it through norm and activation.
     void encode(int i, const at::Tensor& planes) const {
       const Size in = net.encoded_size(space.input, i - 1), out = net.half(in);
-      float* raw = net.raw_skips_ ? space.arena[space.raw[i]] : nullptr;
-      float* activated = net.raw_skips_ && i == net.depth() - 1 ? nullptr : space.arena[space.activated[i]];
+      float* map = space.arena[space.encoded[i]];
+      float* raw = net.raw_skips_ ? map : nullptr;
+      float* activated = net.raw_skips_ ? nullptr : map;
       float* scratch = space.arena[space.scratch];
       timed("encoder ", i + 1, [&] {
         if (i == 0) {
           net.input_.run(planes, out, raw, activated, scratch, space.scratch_stride, space.threads);
         } else {
-          net.encoder_[i - 1].run({space.arena[space.activated[i - 1]]}, in, out, raw, activated, scratch,
+          cpu::Reading reading = {};
+          if (net.raw_skips_) reading = i == 1 ? net.input_.reading() : net.encoder_[i - 2].reading();
+          net.encoder_[i - 1].run({space.arena[space.encoded[i - 1]]}, reading, in, out, raw, activated, scratch,
                                   space.scratch_stride, space.threads);
         }
       });
@@ -290,8 +294,7 @@ class UNetPlan::Network {
 
     // What decoder block j reads: the skip and the block before, or the bottleneck alone.
     std::vector<const float*> sources(int j) const {
-      const auto& skips = net.raw_skips_ ? space.raw : space.activated;
-      std::vector<const float*> maps{space.arena[skips[net.depth() - 1 - j]]};
+      std::vector<const float*> maps{space.arena[space.encoded[net.depth() - 1 - j]]};
       if (j > 0) maps.push_back(space.arena[space.decoded[j - 1]]);
       return maps;
     }
@@ -299,7 +302,7 @@ class UNetPlan::Network {
     void decode(int j) const {
       const Size in = net.decoder_input(space.input, j);
       timed("decoder ", j + 1, [&] {
-        net.decoder_[j].run(sources(j), in, in, nullptr, space.arena[space.decoded[j]], space.arena[space.scratch],
+        net.decoder_[j].run(sources(j), {}, in, in, nullptr, space.arena[space.decoded[j]], space.arena[space.scratch],
                             space.scratch_stride, space.threads);
       });
     }
@@ -329,10 +332,7 @@ class UNetPlan::Network {
     for (int i = 0; i < depth(); ++i) {
       const Size out = encoded_size(input, i);
       const int64_t floats = map_floats(out, width(i));
-      const int read_as_skip = last_step - 1 - i;
-      space.raw.push_back(raw_skips_ ? space.arena.add(floats, i, read_as_skip) : 0);
-      const bool never_read = raw_skips_ && i == depth() - 1;
-      space.activated.push_back(never_read ? 0 : space.arena.add(floats, i, raw_skips_ ? i + 1 : read_as_skip));
+      space.encoded.push_back(space.arena.add(floats, i, last_step - 1 - i));  // a skip is read last
       stride = std::max(stride, i == 0 ? input_.scratch_floats(out) : encoder_[i - 1].scratch_floats(out, threads));
     }
     for (int j = 0; j < depth() - 1; ++j) {

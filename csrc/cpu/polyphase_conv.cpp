@@ -186,17 +186,42 @@ inline void for_each_run(const ConvolutionRun& a, int64_t first, int64_t count, 
 // share two columns, which are transformed once, and what waits in between stays in the first cache level.
 constexpr int kStrip = 8;  // tiles
 
+// What a vector of channels is read through: see Reading. Without one, as it is.
+template <bool Activated>
+struct Reader {
+  Vec scale, shift, slope;
+
+  Reader(const Reading& reading, int64_t channel) {
+    if constexpr (Activated) {
+      scale = load(reading.scale + channel);
+      shift = load(reading.shift + channel);
+      slope = broadcast(reading.slope);
+    }
+  }
+
+  Vec operator()(const float* from) const {
+    Vec x = load(from);
+    if constexpr (Activated) {
+      x = x * scale + shift;
+      x = max(slope * x, x);
+    }
+    return x;
+  }
+};
+
 // One vector of channels of one input phase, of a strip of tiles that begins at grid column `left`, to all points.
-template <int R, int C, int Stride>
-inline void transform_strip(const ConvolutionRun& a, const float* image, int64_t top, int64_t left, int64_t tiles,
-                            int row_phase, int column_phase, float* const* to, int64_t v_tile) {
-  static const float kZeros[(kStrip * C + 2) * Stride * kBlock] = {};  // a row outside
+// Outside of the map is 0, whatever it is read through.
+template <int R, int C, int Stride, bool Activated>
+inline void transform_strip(const ConvolutionRun& a, const Reader<Activated>& reader, const float* image, int64_t top,
+                            int64_t left, int64_t tiles, int row_phase, int column_phase, float* const* to,
+                            int64_t v_tile) {
   const int64_t first_column = Stride * left + column_phase, columns = tiles * C + 2;
   const float* rows[kPoints<R>];
+  bool inside[kPoints<R>];
   for (int i = 0; i < kPoints<R>; ++i) {
     const int64_t row = Stride * (top + i) + row_phase;
-    const bool inside = 0 <= row && row < a.in_rows;
-    rows[i] = inside ? image + (row * a.in_columns + first_column) * kBlock : kZeros;
+    inside[i] = 0 <= row && row < a.in_rows;
+    rows[i] = image + ((inside[i] ? row : 0) * a.in_columns + first_column) * kBlock;
   }
   Vec strip[kStrip * C + 2][kPoints<R>];
   const int64_t begin = first_column < 0 ? ceil_div(-first_column, Stride) : 0;
@@ -207,7 +232,7 @@ inline void transform_strip(const ConvolutionRun& a, const float* image, int64_t
   for (int64_t j = begin; j < end; ++j) {
     Vec x[kPoints<R>];
     for (int i = 0; i < kPoints<R>; ++i) {
-      x[i] = load(rows[i] + j * Stride * kBlock);
+      x[i] = inside[i] ? reader(rows[i] + j * Stride * kBlock) : Vec{};
       __builtin_prefetch(rows[i] + (j + kStrip * C) * Stride * kBlock);
     }
     input_transform<R>(x, 1, strip[j], 1);
@@ -228,7 +253,7 @@ inline void transform_strip(const ConvolutionRun& a, const float* image, int64_t
   }
 }
 
-template <int R, int C, bool Upsampling>
+template <int R, int C, bool Upsampling, bool Activated>
 void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t first,
                       int64_t count, float* v) {
   const Convolution& conv = *a.conv;
@@ -248,9 +273,9 @@ void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const
                 const int slot = Upsampling ? 0 : points.slot[phase][at];
                 to[at] = slot < 0 ? nullptr : v + at * layout.v_point + (run.at + t) * layout.v_tile + slot * depth + k;
               }
-              transform_strip<R, C, Upsampling ? 1 : 2>(a, image + part * kLanes, run.tile_row * R - 1,
-                                                        (run.tile_column + t) * C - 1, tiles, phase / 2, phase % 2, to,
-                                                        layout.v_tile);
+              transform_strip<R, C, Upsampling ? 1 : 2>(a, Reader<Activated>(a.reading, k), image + part * kLanes,
+                                                        run.tile_row * R - 1, (run.tile_column + t) * C - 1, tiles,
+                                                        phase / 2, phase % 2, to, layout.v_tile);
             }
           }
         }
@@ -351,7 +376,11 @@ void run_tiles(const ConvolutionRun& a) {
                     task_blocks = min(conv.blocks_a_task, blocks - first_block);
       float* v = a.scratch + thread * a.scratch_stride;
       float* m = v + layout.m_start;
-      transform_inputs<R, C, Upsampling>(a, points, layout, first, count, v);
+      if (!Upsampling && a.reading.scale) {
+        transform_inputs<R, C, Upsampling, !Upsampling>(a, points, layout, first, count, v);
+      } else {
+        transform_inputs<R, C, Upsampling, false>(a, points, layout, first, count, v);
+      }
       multiply<R, C, Upsampling>(a, points, layout, count, task_blocks, a.packed + first_block * block_size, v, m);
       transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, first, count, first_block, task_blocks,
                                                               m);
