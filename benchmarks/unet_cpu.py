@@ -46,11 +46,12 @@ def make(name: str, network: UNet, shape: tuple[int, ...], thread_count: int) ->
 
 
 def fed(engine: Engine, magnitude: Tensor) -> Callable[[], Tensor]:
-    """The engine, with the magnitudes in the layout that it is fastest with."""
+    """The engine, with the magnitudes in the layout that it is fastest with; those that can write to the same place."""
     if isinstance(engine, UNetPlan):
         prepared = magnitude.mT.contiguous().mT
-    else:
-        prepared = engine.prepare(magnitude) if isinstance(engine, Torch) else magnitude
+        mask = torch.empty_like(prepared)
+        return lambda: engine.estimate(prepared, out=mask)
+    prepared = engine.prepare(magnitude) if isinstance(engine, Torch) else magnitude
     return lambda: engine(prepared)
 
 

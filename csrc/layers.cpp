@@ -1,11 +1,11 @@
 #include "layers.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #ifdef __linux__
@@ -56,20 +56,24 @@ constexpr int64_t kKiB = 1024 / sizeof(float);  // floats
 constexpr int64_t kTaskFloats = 768 * kKiB, kLargeWeights = 20 * 1024 * kKiB;
 constexpr int64_t kStreamedFloats = 2048 * kKiB;  // a map that the next layer would not find in the cache
 
-// Products of a tile, summed over the phases: (2 R + 3) (2 C + 3), for of R + 2 points of a dimension one phase reaches
-// all and the other all but one.
-int64_t products(int64_t tile_rows, int64_t tile_columns) { return (2 * tile_rows + 3) * (2 * tile_columns + 3); }
+// Points of one dimension of a tile, summed over the phases: each has size + 2, or one less if its filter has two taps.
+int64_t points(const cpu::Phases& phases, int64_t size) {
+  int64_t sum = 0;
+  for (const auto& taps : phases.taps) sum += size + (taps[0] && taps[2] ? 2 : 1);
+  return sum;
+}
 
 // The tile with the least work. Beside its products, each weight costs about as much as kWeightTiles tiles: it is read
 // from memory, once for all tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge
 // of a small map whole tiles go over it.
-std::pair<int, int> best_tile(const Size& grid) {
+std::pair<int, int> best_tile(const cpu::Phases& phases, const Size& grid) {
   constexpr int64_t kWeightTiles = 16;
   std::pair<int, int> best;
   double least = 0;
   for (const auto& [rows, columns] : {std::pair{4, 4}, {2, 4}, {4, 2}, {2, 2}, {1, 1}}) {
     const int64_t tiles = grid.batch * ((grid.rows + rows - 1) / rows) * ((grid.columns + columns - 1) / columns);
-    const double work = static_cast<double>(products(rows, columns)) * static_cast<double>(tiles + kWeightTiles);
+    const int64_t products = points(phases, rows) * points(phases, columns);
+    const double work = static_cast<double>(products) * static_cast<double>(tiles + kWeightTiles);
     if (least == 0 || work < least) {
       least = work;
       best = {rows, columns};
@@ -150,8 +154,9 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
                                    Alignment alignment, std::optional<Upsampling> upsampling, Size grid)
     : level_(level), activation_(block, block.bias.size(0)) {
   in_channels.resize(2);
-  const auto [tile_rows, tile_columns] = best_tile(grid);
-  conv_ = {.phases = phases_of(alignment, upsampling),
+  const cpu::Phases phases = phases_of(alignment, upsampling);
+  const auto [tile_rows, tile_columns] = best_tile(phases, grid);
+  conv_ = {.phases = phases,
            .upsampling = upsampling.has_value(),
            .weight_by_input = upsampling == Upsampling::transposed,
            .in_channels = {in_channels[0], in_channels[1]},
@@ -159,11 +164,15 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
            .tile_rows = tile_rows,
            .tile_columns = tile_columns,
            .blocks_a_task = 1};
-  // All channels in one task transform the input once; where the weights will not stay in the cache anyway, threads
-  // share the channels instead.
+  // All channels in one task transform the input once. But where the weights will not stay in the cache, or there are
+  // too few tiles to share, the channels are shared: then each weight is read by one thread.
   const int64_t blocks = blocks_of(conv_.out_channels);
-  const bool large = level_.convolution_packed_size(conv_) > kLargeWeights;
-  conv_.blocks_a_task = large ? std::min<int64_t>(blocks, 8) : blocks;
+  conv_.blocks_a_task = blocks;
+  if (level_.convolution_packed_size(conv_) > kLargeWeights) conv_.blocks_a_task = std::min<int64_t>(blocks, 8);
+  if (few_tiles(grid)) {
+    const int64_t threads = at::get_num_threads();
+    conv_.blocks_a_task = std::max(std::min<int64_t>(blocks, 2), (blocks + threads - 1) / threads);
+  }
   packed_ = allocate_floats(level_.convolution_packed_size(conv_));
   const at::Tensor weight = block.weight.contiguous();
   float* packed = packed_.mutable_data_ptr<float>();
@@ -179,8 +188,11 @@ int64_t ConvolutionLayer::tiles(const Size& grid) const {
   return grid.batch * rows * ((grid.columns + conv_.tile_columns - 1) / conv_.tile_columns);
 }
 
+bool ConvolutionLayer::few_tiles(const Size& grid) const { return tiles(grid) <= 2 * level_.gemm_rows; }
+
 int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const {
   const int64_t all = std::max<int64_t>(tiles(grid), 1);
+  if (few_tiles(grid)) return all;
   const int64_t rows = level_.gemm_rows;
   int64_t wanted = 2 * rows;  // each pass over large weights should serve many tiles
   if (packed_.numel() <= kLargeWeights) {

@@ -78,6 +78,7 @@ class ConvolutionLayer {
 
  private:
   int64_t tiles(const Size& grid) const;
+  bool few_tiles(const Size& grid) const;
   int64_t tiles_a_task(const Size& grid, int64_t threads) const;
 
   const cpu::Level& level_;
