@@ -36,7 +36,7 @@ Size size_of(const at::Tensor& x) { return {x.size(0), x.size(2), x.size(3)}; }
 // Memory for the scratch of a layer that runs on all threads.
 struct Scratch {
   explicit Scratch(int64_t floats)
-      : threads(at::get_num_threads()), stride((floats + 15) / 16 * 16), memory(allocate_floats(threads * stride)) {}
+      : threads(at::get_num_threads()), stride(whole_lines(floats)), memory(allocate_floats(threads * stride)) {}
   float* data() const { return memory.mutable_data_ptr<float>(); }
 
   int64_t threads, stride;
@@ -81,13 +81,11 @@ struct Sources {
       blocked.push_back(to_blocks(map));
       pointers.push_back(blocked.back().const_data_ptr<float>());
       channels.push_back(map.size(1));
-      in += map.size(1);
     }
   }
   std::vector<at::Tensor> blocked;
   std::vector<const float*> pointers;
   std::vector<int64_t> channels;
-  int64_t in = 0;
 };
 
 int64_t check_decoder(const std::vector<at::Tensor>& maps, const at::Tensor& weight, Upsampling upsampling,

@@ -40,7 +40,7 @@ cpu::Phases phases_of(Alignment alignment, std::optional<Upsampling> upsampling)
   return phases;
 }
 
-// [channels] -> [channels padded to whole blocks], float32, zeros behind; undefined if there are none.
+// [channels] -> [channels padded to whole blocks], float32, zeros behind.
 at::Tensor padded(const at::Tensor& values, int64_t channels) {
   at::Tensor result = at::zeros({blocks_of(channels) * kBlock}, at::kFloat);
   result.narrow(0, 0, channels).copy_(values);
@@ -107,6 +107,8 @@ at::Tensor allocate_floats(int64_t count) {
 #endif
   return memory;
 }
+
+int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
 
@@ -245,41 +247,29 @@ InputLayer::InputLayer(const cpu::Level& level, const Block& block, Alignment al
   packed_ = packed_.unflatten(0, {-1, kBlock}).permute({0, 2, 3, 4, 1}).contiguous();
 }
 
-cpu::InputConvolution InputLayer::args(const at::Tensor& source, const Size& out) const {
-  return {.source = source.const_data_ptr<float>(),
-          .batch_stride = source.stride(0),
-          .channel_stride = source.stride(1),
-          .row_stride = source.stride(2),
-          .batch = out.batch,
-          .channels = in_channels_,
-          .rows = source.size(2),
-          .columns = source.size(3),
-          .packed = packed_.const_data_ptr<float>(),
-          .out_channels = out_channels_,
-          .out_rows = out.rows,
-          .out_columns = out.columns,
-          .pad = pad_,
-          .activation = {},
-          .scratch = nullptr,
-          .scratch_stride = 0,
-          .threads = 1};
-}
-
 int64_t InputLayer::scratch_floats(const Size& out) const {
-  cpu::InputConvolution sizes = {};
-  sizes.channels = in_channels_;
-  sizes.out_columns = out.columns;
-  return level_.input_convolution_scratch_size(sizes);
+  return level_.input_convolution_scratch_size(in_channels_, out.columns);
 }
 
 void InputLayer::run(const at::Tensor& source, const Size& out, float* raw, float* activated, float* scratch,
                      int64_t scratch_stride, int64_t threads) const {
-  cpu::InputConvolution convolution = args(source, out);
-  convolution.activation = activation_.writing(raw, activated, out);
-  convolution.scratch = scratch;
-  convolution.scratch_stride = scratch_stride;
-  convolution.threads = threads;
-  level_.input_convolution_run(convolution);
+  level_.input_convolution_run({.source = source.const_data_ptr<float>(),
+                                .batch_stride = source.stride(0),
+                                .channel_stride = source.stride(1),
+                                .row_stride = source.stride(2),
+                                .batch = out.batch,
+                                .channels = in_channels_,
+                                .rows = source.size(2),
+                                .columns = source.size(3),
+                                .packed = packed_.const_data_ptr<float>(),
+                                .out_channels = out_channels_,
+                                .out_rows = out.rows,
+                                .out_columns = out.columns,
+                                .pad = pad_,
+                                .activation = activation_.writing(raw, activated, out),
+                                .scratch = scratch,
+                                .scratch_stride = scratch_stride,
+                                .threads = threads});
 }
 
 // ---- OutputLayer
@@ -336,9 +326,7 @@ OutputLayer::OutputLayer(const cpu::Level& level, const Block& block, std::vecto
 }
 
 int64_t OutputLayer::scratch_floats(const Size& in) const {
-  cpu::OutputConvolution sizes = {};
-  sizes.columns = in.columns;
-  return level_.output_convolution_scratch_size(sizes);
+  return level_.output_convolution_scratch_size(in.columns);
 }
 
 void OutputLayer::run(const std::vector<const float*>& sources, const Size& in, const cpu::OutputPlanes& to,
@@ -384,9 +372,7 @@ cpu::OutputPlanes HeadLayer::source_planes(float* source, const Size& size) {
 }
 
 int64_t HeadLayer::scratch_floats(const Size& size) const {
-  cpu::DilatedHead sizes = {};
-  sizes.columns = size.columns;
-  return level_.dilated_head_scratch_size(sizes);
+  return level_.dilated_head_scratch_size(size.columns);
 }
 
 void HeadLayer::run(float* source, const Size& size, const cpu::OutputPlanes& to, float* scratch,

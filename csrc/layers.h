@@ -41,6 +41,7 @@ struct Size {
 at::Tensor allocate_floats(int64_t count);
 
 int64_t blocks_of(int64_t channels);
+int64_t whole_lines(int64_t floats);  // rounded up to cache lines
 int64_t map_floats(const Size& size, int64_t channels);  // of a map in blocks of channels
 
 // Rows or columns of a strided convolution's output.
@@ -101,8 +102,6 @@ class InputLayer {
            int64_t scratch_stride, int64_t threads) const;
 
  private:
-  cpu::InputConvolution args(const at::Tensor& source, const Size& out) const;
-
   const cpu::Level& level_;
   int64_t in_channels_, out_channels_, pad_;
   at::Tensor packed_;

@@ -70,7 +70,7 @@ class Arena {
 
   // Returns the map's number; its memory is there once all maps are known.
   size_t add(int64_t floats, int first_step, int last_step) {
-    maps_.push_back({.floats = (floats + kLine - 1) / kLine * kLine, .first = first_step, .last = last_step});
+    maps_.push_back({.floats = whole_lines(floats), .first = first_step, .last = last_step});
     return maps_.size() - 1;
   }
 
@@ -90,7 +90,6 @@ class Arena {
   float* operator[](size_t map) const { return maps_[map].data; }
 
  private:
-  static constexpr int64_t kLine = 16;  // floats of a cache line
   struct Map {
     int64_t floats;
     int first, last;  // step
@@ -346,7 +345,7 @@ class UNetPlan::Network {
       space.plane = space.arena.add(HeadLayer::source_floats(input), last_step - 1, last_step);
       stride = std::max(stride, head_->scratch_floats(input));
     }
-    stride = (stride + 15) / 16 * 16;  // whole cache lines
+    stride = whole_lines(stride);
     space.scratch = space.arena.add(threads * stride, 0, last_step);
     space.arena.allocate();
   }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyunetsep import PRESETS, UNet
+from pyunetsep.benchmark import random_network
 from pyunetsep.ops import kernels
 from pyunetsep.unet_plan import UNetPlan
 from tests.test_blocks import WINOGRAD
@@ -38,18 +39,6 @@ NETWORKS = {
 }
 
 
-def network_of(config) -> UNet:
-    """With the statistics and scales that training leaves."""
-    network = UNet(config)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
-    return network.eval().requires_grad_(False)
-
-
 def check(network: UNet, magnitude: torch.Tensor, plan: UNetPlan) -> None:
     """At most WINOGRAD times as wrong as PyTorch, and the same bits again."""
     mask = plan(magnitude)
@@ -66,7 +55,7 @@ def check(network: UNet, magnitude: torch.Tensor, plan: UNetPlan) -> None:
 
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
 def test_a_plan_is_its_network(config, level):
-    network = network_of(config)
+    network = random_network(config)
     stride = config.stride
     size = (128, 128) if stride == 64 else (stride, stride) if stride > 64 else (5 * stride, 3 * stride)
     plan = UNetPlan(network, bins=size[0], frames=size[1], batch=2)
@@ -77,7 +66,7 @@ def test_a_plan_is_its_network(config, level):
 @pytest.mark.parametrize("config", [PAPER, SPLEETER], ids=["paper", "spleeter"])
 @pytest.mark.parametrize("size", [(1, 64, 64), (3, 64, 192), (1, 448, 64), (5, 128, 64)])
 def test_a_plan_takes_other_sizes_than_it_was_made_for(config, size):
-    network = network_of(config)
+    network = random_network(config)
     for usual in ({"bins": 512, "frames": 128, "batch": 20}, {"bins": 64, "frames": 64}):
         plan = UNetPlan(network, **usual)
         batch, bins, frames = size
@@ -85,7 +74,7 @@ def test_a_plan_takes_other_sizes_than_it_was_made_for(config, size):
 
 
 def test_any_memory_layout_goes_in():
-    network = network_of(NETWORKS["tiny spleeter"])
+    network = random_network(NETWORKS["tiny spleeter"])
     plan = UNetPlan(network, bins=32, frames=16)
     magnitude = torch.rand(3, 2, 32, 16)
     expected = plan(magnitude)
@@ -97,7 +86,7 @@ def test_any_memory_layout_goes_in():
 
 
 def test_out_is_written_and_nothing_around_it():
-    plan = UNetPlan(network_of(NETWORKS["tiny paper"]), bins=8, frames=12)
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=12)
     magnitude = torch.rand(2, 1, 8, 12)
     frame = torch.full((4, 3, 14, 10), torch.nan)
     out = frame[1:3, 1:2, 1:13, 1:9].mT
@@ -107,13 +96,13 @@ def test_out_is_written_and_nothing_around_it():
 
 
 def test_empty_batches_come_back_empty():
-    plan = UNetPlan(network_of(NETWORKS["tiny paper"]), bins=8, frames=8)
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
     assert plan(torch.rand(0, 1, 8, 8)).shape == (0, 1, 8, 8)
     assert plan(torch.rand(2, 1, 8, 0)).shape == (2, 1, 8, 0)
 
 
 def test_same_bits_for_any_number_of_threads(level):
-    network, magnitude = network_of(SPLEETER), torch.rand(1, 2, 128, 192)
+    network, magnitude = random_network(SPLEETER), torch.rand(1, 2, 128, 192)
     plan = UNetPlan(network, bins=128, frames=192)
     masks = []
     for threads in (1, 2, 3, 7):
@@ -123,7 +112,7 @@ def test_same_bits_for_any_number_of_threads(level):
 
 
 def test_threads_may_share_a_plan():
-    network = network_of(NETWORKS["odd widths"])
+    network = random_network(NETWORKS["odd widths"])
     plan = UNetPlan(network, bins=40, frames=24)
     inputs = [torch.rand(1 + i % 3, 3, 40, 24) for i in range(8)]
     expected = [plan(magnitude) for magnitude in inputs]
@@ -141,7 +130,7 @@ def test_threads_may_share_a_plan():
 
 
 def test_training_goes_on_unnoticed():
-    network = network_of(NETWORKS["tiny paper"])
+    network = random_network(NETWORKS["tiny paper"])
     plan, magnitude = UNetPlan(network, bins=8, frames=8), torch.rand(1, 1, 8, 8)
     before = plan(magnitude)
     with torch.no_grad():
@@ -151,7 +140,7 @@ def test_training_goes_on_unnoticed():
 
 
 def test_nan_in_nan_out():
-    plan = UNetPlan(network_of(PAPER), bins=64, frames=64)
+    plan = UNetPlan(random_network(PAPER), bins=64, frames=64)
     magnitude = torch.rand(2, 1, 64, 64)
     magnitude[0, 0, 5, 5] = torch.nan
     mask = plan(magnitude)
@@ -160,7 +149,7 @@ def test_nan_in_nan_out():
 
 
 def test_a_plan_names_its_layers_and_memory():
-    plan = UNetPlan(network_of(PAPER), bins=128, frames=64)
+    plan = UNetPlan(random_network(PAPER), bins=128, frames=64)
     times = plan.profile(torch.rand(1, 1, 128, 64))
     assert list(times) == [f"encoder {i}" for i in range(1, 7)] + [f"decoder {i}" for i in range(1, 7)]
     assert all(seconds > 0 for seconds in times.values())
@@ -168,7 +157,7 @@ def test_a_plan_names_its_layers_and_memory():
 
 
 def test_networks_and_plans_estimate_alike():
-    network = network_of(NETWORKS["tiny spleeter"])
+    network = random_network(NETWORKS["tiny spleeter"])
     plan, magnitude = UNetPlan(network, bins=8, frames=8), torch.rand(2, 2, 8, 8)
     assert (plan.device, plan.dtype) == (network.device, network.dtype)
     for masked in (False, True):
@@ -190,7 +179,7 @@ def test_networks_and_plans_estimate_alike():
 )
 def test_a_plan_refuses_sizes(options, message):
     with pytest.raises(ValueError, match=message):
-        UNetPlan(network_of(NETWORKS["tiny paper"]), **{"bins": 8, "frames": 8, **options})
+        UNetPlan(random_network(NETWORKS["tiny paper"]), **{"bins": 8, "frames": 8, **options})
 
 
 @pytest.mark.parametrize(
@@ -208,7 +197,7 @@ def test_a_plan_refuses_sizes(options, message):
     ],
 )
 def test_a_plan_refuses_magnitudes(magnitude, error, message):
-    plan = UNetPlan(network_of(NETWORKS["tiny paper"]), bins=8, frames=8)
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
     with pytest.raises(error, match=message):
         plan(magnitude)
 
@@ -222,7 +211,7 @@ def test_a_plan_refuses_magnitudes(magnitude, error, message):
     ],
 )
 def test_a_plan_refuses_out(out, error, message):
-    plan = UNetPlan(network_of(NETWORKS["tiny paper"]), bins=8, frames=8)
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
     with pytest.raises(error, match=message):
         plan.estimate(torch.ones(1, 1, 8, 8), out=out)
 
@@ -266,13 +255,13 @@ def test_blocks_that_do_not_fit_are_refused():
 
 
 def test_out_must_not_overlap_itself():
-    plan = UNetPlan(network_of(NETWORKS["tiny paper"]), bins=8, frames=8)
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
     out = torch.empty(1, 1, 8, 8).expand(2, 1, 8, 8).mT
     with pytest.raises(RuntimeError, match="more than one element of the written-to tensor refers to a single memory"):
         plan.estimate(torch.ones(2, 1, 8, 8), out=out)
 
 
 def test_plans_are_made_anew_rather_than_pickled():
-    plan = UNetPlan(network_of(NETWORKS["tiny paper"]), bins=8, frames=8)
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(plan)

@@ -14,7 +14,7 @@ constexpr int kTaps = 4, kReach = 3;  // output o reads inputs o - kReach + 2 t
 
 }  // namespace
 
-int64_t dilated_head_scratch_size(const DilatedHead& args) { return ceil_div(args.columns, kLanes) * kLanes; }
+int64_t dilated_head_scratch_size(int64_t columns) { return ceil_div(columns, kLanes) * kLanes; }
 
 void dilated_head_run(const DilatedHead& a) {
   const int64_t stride = a.columns + 2 * kHeadMargin;

@@ -52,8 +52,8 @@ void copy_rows(const InputConvolution& a, int64_t image, int64_t row, float* to)
 
 }  // namespace
 
-int64_t input_convolution_scratch_size(const InputConvolution& args) {
-  return args.channels * kTaps * padded_columns(args.out_columns);
+int64_t input_convolution_scratch_size(int64_t channels, int64_t out_columns) {
+  return channels * kTaps * padded_columns(out_columns);
 }
 
 void input_convolution_run(const InputConvolution& a) {

@@ -21,11 +21,11 @@ struct Level {
   void (*convolution_pack_float)(const Convolution&, const float* weight, float* packed);
   void (*convolution_pack_double)(const Convolution&, const double* weight, float* packed);
   void (*convolution_run)(const ConvolutionRun&);
-  int64_t (*input_convolution_scratch_size)(const InputConvolution&);
+  int64_t (*input_convolution_scratch_size)(int64_t channels, int64_t out_columns);
   void (*input_convolution_run)(const InputConvolution&);
-  int64_t (*output_convolution_scratch_size)(const OutputConvolution&);
+  int64_t (*output_convolution_scratch_size)(int64_t columns);
   void (*output_convolution_run)(const OutputConvolution&);
-  int64_t (*dilated_head_scratch_size)(const DilatedHead&);
+  int64_t (*dilated_head_scratch_size)(int64_t columns);
   void (*dilated_head_run)(const DilatedHead&);
 };
 

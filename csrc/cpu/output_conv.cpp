@@ -101,7 +101,7 @@ int64_t line_size(int64_t columns) { return ceil_div(2 * columns, kLanes) * kLan
 
 }  // namespace
 
-int64_t output_convolution_scratch_size(const OutputConvolution& args) { return 2 * line_size(args.columns); }
+int64_t output_convolution_scratch_size(int64_t columns) { return 2 * line_size(columns); }
 
 void output_convolution_run(const OutputConvolution& a) {
   const int64_t line = line_size(a.columns), channel_size = (a.blocks[0] + a.blocks[1]) * 4 * 9 * kBlock;

@@ -62,7 +62,6 @@ static inline void finish_streaming() {
 }
 static inline Vec broadcast(float value) { return value - Vec{}; }  // 0 + value would not keep -0, and take an addition
 
-static inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 template <typename T>

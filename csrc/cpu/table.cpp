@@ -19,11 +19,11 @@ int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task);
 void convolution_pack(const Convolution& conv, const float* weight, float* packed);
 void convolution_pack(const Convolution& conv, const double* weight, float* packed);
 void convolution_run(const ConvolutionRun& args);
-int64_t input_convolution_scratch_size(const InputConvolution& args);
+int64_t input_convolution_scratch_size(int64_t channels, int64_t out_columns);
 void input_convolution_run(const InputConvolution& args);
-int64_t output_convolution_scratch_size(const OutputConvolution& args);
+int64_t output_convolution_scratch_size(int64_t columns);
 void output_convolution_run(const OutputConvolution& args);
-int64_t dilated_head_scratch_size(const DilatedHead& args);
+int64_t dilated_head_scratch_size(int64_t columns);
 void dilated_head_run(const DilatedHead& args);
 
 extern const Level kLevel;
