@@ -1,65 +1,200 @@
 // cuda/device.cuh for the host, for tests without a GPU: g++ -x c++ -DPYUNETSEP_EMULATION compiles the .cu files as
-// they are. Blocks run one after another, and the threads of a block too, in both orders: enough for kernels without
-// barriers. (Kernels with barriers need a launch() whose threads are fibers; nothing else here would change.)
-// Checks what a launch may ask of a device; it says nothing of speed or of races between blocks.
+// they are, and emulation.cpp runs them. Blocks run one after another; each thread of a block is a fiber that runs until
+// it waits for others: at a barrier, or where the lanes of a warp do something together. So one warp is as far ahead of
+// the others as it can be, and a missing barrier shows as a wrong result, in one of the two orders of threads at least.
+// Asynchronous copies happen as late as they may, or at once. Shared memory starts as NaN.
+//
+// Checks what a launch may ask of a device, addresses in shared memory, alignment of 16-byte accesses, and that threads
+// that wait for each other do meet. Says nothing of speed, of races between blocks, or of those finer than the above.
 #pragma once
 #include <math.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <functional>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "../cuda/elements.h"
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __restrict__ __restrict
 
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-
-inline thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 namespace pyunetsep::emulation {
 
-inline bool reversed = false;  // run blocks and threads from the last to the first
+// How to run, for tests to choose.
+inline bool reversed = false;      // blocks, warps and lanes from the last to the first
+inline bool early_copies = false;  // asynchronous copies at once, not at the wait
+inline int multiprocessors = 132;  // of the device that is played
+inline uint64_t launches = 0;      // so far
 
-inline void require(bool holds, const char* limit) {
-  if (!holds) throw std::runtime_error(std::string("emulated launch: ") + limit);
+struct Copy {
+  void* shared;
+  const void* global;  // null: zeros
+  int group;
+};
+
+struct Fiber {
+  dim3 thread_index;
+  int warp, lane;
+  int group = 0;  // of copies, the one that is open
+  std::vector<Copy> copies;
+};
+
+inline Fiber* running = nullptr;
+inline dim3 grid_size, block_size, block_index;
+inline unsigned char* shared_memory = nullptr;
+
+// Stops the launch with an error, from inside a kernel too.
+[[noreturn]] void fail(const std::string& why);
+inline void require(bool holds, const char* what) {
+  if (!holds) fail(what);
 }
 
-// Calls body with each index below size.
-template <typename Body>
-void for_each(dim3 size, Body body) {
-  const uint64_t count = uint64_t{size.x} * size.y * size.z;
-  for (uint64_t i = 0; i < count; ++i) {
-    const uint64_t at = reversed ? count - 1 - i : i;
-    body(dim3(at % size.x, at / size.x % size.y, at / size.x / size.y));
-  }
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+void sync_threads();
+
+// Waits until all lanes of the warp have come to the same `place`; the last of them calls act(operands), where
+// operands[lane] is what each lane brought.
+void meet(const char* place, void* operand, void (*act)(void* const* operands));
+
+void require_shared(const void* p, size_t bytes, const char* what);
+inline void require_aligned(const void* p, const char* what) {
+  require(reinterpret_cast<uintptr_t>(p) % 16 == 0, what);
 }
 
-template <typename Thread>
-void launch(dim3 grid, dim3 block, size_t shared_bytes, Thread thread) {
-  require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "a grid has at least one block");
-  require(grid.x <= 2147483647 && grid.y <= 65535 && grid.z <= 65535,
-          "a grid has at most 2^31 - 1, 65535, 65535 blocks");
-  require(block.x >= 1 && block.y >= 1 && block.z >= 1, "a block has at least one thread");
-  require(uint64_t{block.x} * block.y * block.z <= 1024 && block.z <= 64, "a block has at most 1024 threads, 64 deep");
-  require(shared_bytes == 0, "shared memory is not emulated yet");
-  gridDim = grid;
-  blockDim = block;
-  for_each(grid, [&](dim3 index) {
-    blockIdx = index;
-    for_each(block, [&](dim3 thread_index) {
-      threadIdx = thread_index;
-      thread();
-    });
+template <typename T>
+T shuffled(T value, int from_lane) {  // from_lane: whose value, 0 ... 31
+  struct Operand {
+    T value, result;
+    int from_lane;
+  } mine{value, value, from_lane & 31};
+  meet("shuffle", &mine, [](void* const* operands) {
+    for (int lane = 0; lane < 32; ++lane) {
+      auto& operand = *static_cast<Operand*>(operands[lane]);
+      operand.result = static_cast<Operand*>(operands[operand.from_lane])->value;
+    }
   });
+  return mine.result;
 }
+
+void load_matrices(uint32_t (&x)[4], const void* row);
+void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void copy_async16(void* shared, const void* global, bool inside);
+void wait_copies(int groups);
 
 }  // namespace pyunetsep::emulation
 
+#define gridDim (::pyunetsep::emulation::grid_size)
+#define blockDim (::pyunetsep::emulation::block_size)
+#define blockIdx (::pyunetsep::emulation::block_index)
+#define threadIdx (::pyunetsep::emulation::running->thread_index)
+
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, queue, ...) \
-  ::pyunetsep::emulation::launch((grid), (block), (shared_bytes), [&] { kernel(__VA_ARGS__); })
+  ::pyunetsep::emulation::launch((grid), (block), (shared_bytes), [&] { (kernel)(__VA_ARGS__); })
+#define SHARED_MEMORY(name) unsigned char* const name = ::pyunetsep::emulation::shared_memory
+
+inline void __syncthreads() { ::pyunetsep::emulation::sync_threads(); }
+inline void __syncwarp() {
+  ::pyunetsep::emulation::meet("__syncwarp", nullptr, [](void* const*) {});
+}
+inline void __threadfence() {}
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return ::pyunetsep::emulation::shuffled(value, lane);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return ::pyunetsep::emulation::shuffled(value, ::pyunetsep::emulation::running->lane ^ mask);
+}
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address += value;
+  return before;
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  *address = before < value ? value : before;
+  return before;
+}
+inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
+inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
+
+namespace pyunetsep::cuda {
+
+inline float widen(Half x) { return float_of(x); }
+inline float widen(Bfloat16 x) { return float_of(x); }
+
+template <typename T>
+uint32_t narrow_pair(float first, float second);
+template <>
+inline uint32_t narrow_pair<Half>(float first, float second) {
+  return half_of(first).bits | uint32_t{half_of(second).bits} << 16;
+}
+template <>
+inline uint32_t narrow_pair<Bfloat16>(float first, float second) {
+  return bfloat16_of(first).bits | uint32_t{bfloat16_of(second).bits} << 16;
+}
+
+inline uint4 load16(const void* p) {
+  emulation::require_aligned(p, "load16 wants an address that is a multiple of 16");
+  uint4 x;
+  std::memcpy(&x, p, 16);
+  return x;
+}
+inline void store16(void* p, uint4 x) {
+  emulation::require_aligned(p, "store16 wants an address that is a multiple of 16");
+  std::memcpy(p, &x, 16);
+}
+
+inline void load_matrices(uint32_t (&x)[4], const void* row) { emulation::load_matrices(x, row); }
+
+template <typename T>
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+inline void multiply_add<Half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::multiply_add_half(d, a, b0, b1);
+}
+template <>
+inline void multiply_add<Bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::multiply_add_bfloat16(d, a, b0, b1);
+}
+
+inline void copy_async16(void* shared, const void* global, bool inside) {
+  emulation::copy_async16(shared, global, inside);
+}
+inline void commit_copies() { ++emulation::running->group; }
+template <int kGroups>
+void wait_copies() {
+  emulation::wait_copies(kGroups);
+}
+
+}  // namespace pyunetsep::cuda

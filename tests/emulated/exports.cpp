@@ -1,38 +1,21 @@
-// The CUDA launchers with C linkage, for ctypes. Each returns null or the message of its exception.
-#include <cstdint>
-#include <exception>
-#include <string>
+#include "exports.h"
 
-#include "../../csrc/kernels.h"
 #ifdef PYUNETSEP_EMULATION
-#include "../../csrc/emulation/device.cuh"
+#include "emulation/device.cuh"
 #endif
 
-namespace {
-
-template <typename Body>
-const char* message_of(Body body) {
-  static std::string message;
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-}
-
-constexpr pyunetsep::cuda::Queue kQueue{0, nullptr};
-
-}  // namespace
+using exports::kQueue, exports::message_of;
 
 extern "C" {
 
-void set_reversed([[maybe_unused]] int reversed) {
 #ifdef PYUNETSEP_EMULATION
+void set_order(int reversed, int early_copies) {
   pyunetsep::emulation::reversed = reversed != 0;
-#endif
+  pyunetsep::emulation::early_copies = early_copies != 0;
 }
+
+void set_multiprocessors(int count) { pyunetsep::emulation::multiprocessors = count; }
+#endif
 
 #define EXPORT(T, NAME)                                                                                          \
   const char* ratio_mask_##NAME(const T* magnitudes, const T* mixture, T* masks, int64_t stems, int64_t points,  \

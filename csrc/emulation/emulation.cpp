@@ -1,0 +1,366 @@
+#include <algorithm>
+#include <memory>
+
+#include "device.cuh"
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+// ---- Fibers: a stack and the registers that a call must keep.
+
+#if defined(__x86_64__)
+extern "C" void pyunetsep_switch_stack(void** save, void* load);
+asm(R"(
+.text
+.globl pyunetsep_switch_stack
+pyunetsep_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+#endif
+
+namespace pyunetsep::emulation {
+namespace {
+
+constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 1024;
+constexpr unsigned char kGuard = 0xa5;
+
+#if defined(__x86_64__)
+struct Context {
+  void* stack_pointer = nullptr;
+
+  void prepare(unsigned char* stack, void (*entry)()) {
+    auto top = reinterpret_cast<uintptr_t>(stack + kStackBytes) & ~uintptr_t{63};
+    auto* words = reinterpret_cast<void**>(top);
+    *--words = nullptr;  // where entry would return to; keeps the stack aligned as after a call
+    *--words = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--words = nullptr;
+    stack_pointer = words;
+  }
+  void leave_for(Context& other) { pyunetsep_switch_stack(&stack_pointer, other.stack_pointer); }
+};
+#else
+struct Context {
+  ucontext_t context;
+
+  void prepare(unsigned char* stack, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  void leave_for(Context& other) { swapcontext(&context, &other.context); }
+};
+#endif
+
+struct Warp {
+  uint32_t ready = 0;  // a bit a lane
+  uint32_t met = 0;    // lanes that wait for the others of the warp
+  uint32_t alive = 0;
+  const char* place = nullptr;
+  void* operands[32];
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Context> contexts;
+  std::vector<Warp> warps;
+  size_t alive = 0, at_barrier = 0;
+  Context main;
+  const std::function<void()>* thread = nullptr;
+  std::string failure;
+  bool failed = false;
+  size_t shared_bytes = 0;
+};
+Block* block = nullptr;
+
+// Stacks stay for the next launches: to touch them anew would cost more than most tests do.
+unsigned char* stacks(size_t count) {
+  static std::unique_ptr<unsigned char[]> memory;
+  static size_t size = 0;
+  if (size < count) {
+    memory.reset(new unsigned char[count * kStackBytes]);
+    size = count;
+  }
+  return memory.get();
+}
+
+size_t index_of(const Fiber& fiber) { return static_cast<size_t>(&fiber - block->fibers.data()); }
+
+void run_fiber(size_t index) {
+  Context& from = block->contexts[index_of(*running)];
+  running = &block->fibers[index];
+  from.leave_for(block->contexts[index]);
+}
+
+// The next of the ready lanes after `lane`, in the order that is asked for; -1: none.
+int next_lane(uint32_t ready, int lane) {
+  if (ready == 0) return -1;
+  for (int step = 1; step <= 32; ++step) {
+    const int candidate = (reversed ? lane - step : lane + step) & 31;
+    if (ready >> candidate & 1) return candidate;
+  }
+  return -1;
+}
+
+// Leaves the fiber that runs, which is not ready any more, for one that is: of its own warp if there is one.
+void run_another() {
+  const int warps = static_cast<int>(block->warps.size());
+  int lane = running->lane;
+  for (int step = 0; step < warps; ++step) {
+    const int warp = ((reversed ? running->warp - step : running->warp + step) % warps + warps) % warps;
+    const int next = next_lane(block->warps[warp].ready, lane);
+    if (next >= 0) return run_fiber(static_cast<size_t>(warp) * 32 + next);
+    lane = reversed ? 32 : -1;  // other warps begin with their first lane
+  }
+  if (block->alive > 0) fail("threads wait for others that never come: a barrier or a warp's joint step is divergent");
+  block->contexts[index_of(*running)].leave_for(block->main);
+}
+
+void release_barrier() {
+  block->at_barrier = 0;
+  for (Warp& warp : block->warps) warp.ready = warp.alive;
+}
+
+void run_thread() {
+  (*block->thread)();
+  Warp& warp = block->warps[running->warp];
+  const uint32_t bit = uint32_t{1} << running->lane;
+  warp.ready &= ~bit;
+  warp.alive &= ~bit;
+  --block->alive;
+  require(running->copies.empty(), "a thread ends while copies of its own are on their way");
+  if (block->alive > 0 && block->at_barrier == block->alive) release_barrier();
+  run_another();
+}
+
+void run_block(dim3 size, size_t shared_bytes) {
+  const size_t threads = size_t{size.x} * size.y * size.z;
+  std::memset(shared_memory, 0xff, shared_bytes);  // NaN, in every type
+  std::memset(shared_memory + shared_bytes, kGuard, kGuardBytes);
+  block->alive = threads;
+  block->at_barrier = 0;
+  for (Warp& warp : block->warps) warp = Warp{};
+  unsigned char* const stack = stacks(threads);
+  for (size_t i = 0; i < threads; ++i) {
+    const unsigned t = static_cast<unsigned>(i);
+    Fiber& fiber = block->fibers[i];
+    fiber.thread_index = dim3(t % size.x, t / size.x % size.y, t / (size.x * size.y));
+    fiber.warp = static_cast<int>(i / 32);
+    fiber.lane = static_cast<int>(i % 32);
+    fiber.group = 0;
+    fiber.copies.clear();
+    block->contexts[i].prepare(stack + i * kStackBytes, run_thread);
+    block->warps[i / 32].alive |= uint32_t{1} << (i % 32);
+  }
+  for (Warp& warp : block->warps) warp.ready = warp.alive;
+  const size_t first = reversed ? threads - 1 : 0;
+  running = &block->fibers[first];
+  block->main.leave_for(block->contexts[first]);
+  if (block->failed) throw std::runtime_error("emulated launch: " + block->failure);
+  for (size_t i = 0; i < kGuardBytes; ++i) {
+    if (shared_memory[shared_bytes + i] != kGuard) {
+      throw std::runtime_error("emulated launch: wrote past the end of shared memory");
+    }
+  }
+}
+
+void apply(const Copy& copy) {
+  if (copy.global == nullptr) {
+    std::memset(copy.shared, 0, 16);
+  } else {
+    std::memcpy(copy.shared, copy.global, 16);
+  }
+}
+
+// Every 16-bit element, widened: a conversion for each factor would take longer than the products.
+template <typename T>
+const float* widened() {
+  static const std::vector<float> table = [] {
+    std::vector<float> values(65536);
+    for (uint32_t bits = 0; bits < 65536; ++bits) values[bits] = cuda::float_of(T{static_cast<uint16_t>(bits)});
+    return values;
+  }();
+  return table.data();
+}
+
+struct Multiplication {
+  float* d;
+  const uint32_t* a;
+  uint32_t b[2];
+};
+
+template <typename T>
+void multiply_warp(void* const* operands) {
+  const float* const widen = widened<T>();
+  float a[16][16], b[16][8], sums[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& mine = *static_cast<const Multiplication*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      float* const pair = &a[g + i % 2 * 8][2 * t + i / 2 * 8];
+      pair[0] = widen[mine.a[i] & 0xffff];
+      pair[1] = widen[mine.a[i] >> 16];
+      sums[g + i / 2 * 8][2 * t + i % 2] = mine.d[i];
+    }
+    for (int i = 0; i < 2; ++i) {
+      b[2 * t + 8 * i][g] = widen[mine.b[i] & 0xffff];
+      b[2 * t + 8 * i + 1][g] = widen[mine.b[i] >> 16];
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    float sum[8];
+    for (int n = 0; n < 8; ++n) sum[n] = sums[row][n];
+    for (int k = 0; k < 16; ++k) {
+      for (int n = 0; n < 8; ++n) sum[n] += a[row][k] * b[k][n];
+    }
+    for (int n = 0; n < 8; ++n) sums[row][n] = sum[n];
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    auto& mine = *static_cast<Multiplication*>(operands[lane]);
+    for (int i = 0; i < 4; ++i) mine.d[i] = sums[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+  }
+}
+
+template <typename T>
+void multiply(const char* place, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Multiplication mine{d, a, {b0, b1}};
+  meet(place, &mine, multiply_warp<T>);
+}
+
+}  // namespace
+
+void fail(const std::string& why) {
+  if (block == nullptr || running == nullptr) throw std::runtime_error("emulated launch: " + why);
+  block->failure = why + " (block " + std::to_string(block_index.x) + ", " + std::to_string(block_index.y) + ", " +
+                   std::to_string(block_index.z) + ", thread " + std::to_string(index_of(*running)) + ")";
+  block->failed = true;
+  block->contexts[index_of(*running)].leave_for(block->main);  // the fibers are left as they are
+  std::abort();
+}
+
+void launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& thread) {
+  running = nullptr;
+  ++launches;
+  require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "a grid has at least one block");
+  require(grid.x <= 2147483647 && grid.y <= 65535 && grid.z <= 65535,
+          "a grid has at most 2^31 - 1, 65535, 65535 blocks");
+  require(size.x >= 1 && size.y >= 1 && size.z >= 1, "a block has at least one thread");
+  const uint64_t threads = uint64_t{size.x} * size.y * size.z;
+  require(threads <= 1024 && size.z <= 64, "a block has at most 1024 threads, 64 deep");
+  // What a block may have: 163 KiB on sm_80, 227 KiB on sm_90 and sm_100. The kernels are the same for all.
+  require(shared_bytes <= 163 * 1024, "a block has at most 163 KiB of shared memory on sm_80");
+
+  Block whole;
+  whole.fibers.resize(threads);
+  whole.contexts.resize(threads);
+  whole.warps.resize((threads + 31) / 32);
+  whole.thread = &thread;
+  whole.shared_bytes = shared_bytes;
+  std::vector<unsigned char> memory(shared_bytes + kGuardBytes + 128);
+  const auto start = (reinterpret_cast<uintptr_t>(memory.data()) + 127) & ~uintptr_t{127};
+  shared_memory = reinterpret_cast<unsigned char*>(start);
+  grid_size = grid;
+  block_size = size;
+  block = &whole;
+  struct Ended {
+    ~Ended() { block = nullptr, running = nullptr, shared_memory = nullptr; }
+  } ended;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t at = reversed ? blocks - 1 - i : i;
+    block_index = dim3(static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                       static_cast<unsigned>(at / grid.x / grid.y));
+    run_block(size, shared_bytes);
+  }
+}
+
+void sync_threads() {
+  if (++block->at_barrier == block->alive) return release_barrier();
+  block->warps[running->warp].ready &= ~(uint32_t{1} << running->lane);
+  run_another();
+}
+
+void meet(const char* place, void* operand, void (*act)(void* const*)) {
+  Warp& warp = block->warps[running->warp];
+  const uint32_t bit = uint32_t{1} << running->lane;
+  if (warp.met == 0) warp.place = place;
+  require(std::strcmp(warp.place, place) == 0, "lanes of a warp do different things where they should do one together");
+  warp.met |= bit;
+  warp.operands[running->lane] = operand;
+  if (warp.met == 0xffffffff) {
+    act(warp.operands);
+    warp.ready = warp.alive;
+    warp.met = 0;
+    return;
+  }
+  warp.ready &= ~bit;
+  run_another();
+}
+
+void require_shared(const void* p, size_t bytes, const char* what) {
+  const auto* at = static_cast<const unsigned char*>(p);
+  require(shared_memory <= at && at + bytes <= shared_memory + block->shared_bytes, what);
+}
+
+void load_matrices(uint32_t (&x)[4], const void* row) {
+  require_shared(row, 16, "load_matrices wants rows in shared memory");
+  require_aligned(row, "load_matrices wants rows at multiples of 16 bytes");
+  struct Operand {
+    uint32_t* x;
+    const void* row;
+  } mine{x, row};
+  meet("load_matrices", &mine, [](void* const* operands) {
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const void* from = static_cast<Operand*>(operands[matrix * 8 + lane / 4])->row;
+        std::memcpy(static_cast<Operand*>(operands[lane])->x + matrix,
+                    static_cast<const unsigned char*>(from) + lane % 4 * 4, 4);
+      }
+    }
+  });
+}
+
+void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<cuda::Half>("multiply_add of halves", d, a, b0, b1);
+}
+
+void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<cuda::Bfloat16>("multiply_add of bfloat16s", d, a, b0, b1);
+}
+
+void copy_async16(void* shared, const void* global, bool inside) {
+  require_shared(shared, 16, "copy_async16 wants a target in shared memory");
+  require_aligned(shared, "copy_async16 wants a target that is a multiple of 16");
+  if (inside) require_aligned(global, "copy_async16 wants a source that is a multiple of 16");
+  const Copy copy{shared, inside ? global : nullptr, running->group};
+  if (early_copies) {
+    apply(copy);
+  } else {
+    running->copies.push_back(copy);
+  }
+}
+
+void wait_copies(int groups) {
+  auto& copies = running->copies;
+  size_t done = 0;
+  while (done < copies.size() && copies[done].group < running->group - groups) apply(copies[done++]);
+  copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+}  // namespace pyunetsep::emulation

@@ -1,0 +1,124 @@
+"""Builds csrc/cuda/*.cu, as they are, for the host (csrc/emulation), and calls them the way a test should.
+
+Shows indexing, bounds, barriers and arithmetic; not speed, and no races between blocks.
+"""
+
+import ctypes
+import hashlib
+import itertools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+CSRC = Path(os.environ.get("PYUNETSEP_EMULATED_SOURCES", ROOT / "csrc"))  # another tree: `make mutate`
+EXPORTS = Path(__file__).parent
+COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
+FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fPIC", "-Wall", "-Werror"]
+FLAGS += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}"]
+GUARD = 64  # elements before and after each array
+
+Number = int | float
+
+
+def compile_library(target: Path, sources: Iterable[Path], *flags: str) -> ctypes.CDLL:
+    """The sources as a shared library in which nothing is missing."""
+
+    def compile_one(source: Path) -> Path:
+        compiled = target.with_suffix(f".{source.name}.o")
+        subprocess.run([*COMPILER, *FLAGS, *flags, "-c", "-x", "c++", source, "-o", compiled], check=True)
+        return compiled
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    link = ["-Wl,-z,defs"] if sys.platform == "linux" else []  # elsewhere linkers insist anyway
+    building = target.with_suffix(f".{os.getpid()}.so")
+    subprocess.run([*COMPILER, "-shared", *link, *objects, "-o", building], check=True)
+    building.replace(target)
+    return ctypes.CDLL(str(target))
+
+
+def emulated_library() -> ctypes.CDLL:
+    """All kernels with their exports; built anew when a source has changed."""
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "emulation" / "emulation.cpp"]
+    sources += sorted(EXPORTS.glob("exports*.cpp"))
+    headers = [*CSRC.glob("*.h"), *CSRC.glob("*/*.h"), *CSRC.glob("*/*.cuh"), *EXPORTS.glob("*.h")]
+    content = b"".join(path.read_bytes() for path in sorted({*sources, *headers}))
+    key = hashlib.sha256(content + repr((COMPILER, FLAGS)).encode()).hexdigest()[:12]
+    folder = ROOT / "build" / f"emulated-{key}"
+    if not (folder / "kernels.so").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return compile_library(folder / "kernels.so", sources, "-DPYUNETSEP_EMULATION")
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+class Emulated:
+    """Calls functions of the library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def call(self, name: str, *arguments: Tensor | Number | ctypes.c_void_p | None) -> None:
+        """Calls `const char* name(...)`: tensors go as pointers, ints as int64_t, floats as double.
+
+        Raises:
+            RuntimeError: with the message that came back.
+        """
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+
+        def as_c(value: Tensor | Number | ctypes.c_void_p | None) -> object:
+            if isinstance(value, Tensor):
+                return ctypes.c_void_p(value.data_ptr())
+            if isinstance(value, int):
+                return ctypes.c_int64(value)
+            return ctypes.c_double(value) if isinstance(value, float) else value
+
+        message = function(*map(as_c, arguments))
+        if message is not None:
+            raise RuntimeError(message.decode())
+
+    def run(
+        self,
+        name: str,
+        inputs: Iterable[Tensor | None],
+        outputs: Iterable[tuple[tuple[int, ...], torch.dtype]],
+        *numbers: Number,
+        orders: Iterable[tuple[int, int]] = tuple(itertools.product((0, 1), repeat=2)),
+    ) -> list[Tensor]:
+        """Calls name(*inputs, *outputs, *numbers) in each order of threads and of copies.
+
+        Inputs lie between NaNs, so that a read outside shows in the result; an output starts as NaN between zeros that
+        must still be there. Returns the outputs, whose bits are the same in each order.
+        """
+        between = [None if x is None else guarded(x)[0] for x in inputs]
+        results: list[list[Tensor]] = []
+        for reversed_, early_copies in orders:
+            padded = [guarded(torch.full(shape, torch.nan, dtype=dtype), 0.0) for shape, dtype in outputs]
+            self.library.set_order(reversed_, early_copies)
+            self.call(name, *between, *(x for x, _ in padded), *numbers)
+            for _, whole in padded:
+                assert not whole[:GUARD].any(), "wrote before the output"
+                assert not whole[-GUARD:].any(), "wrote past the output"
+            results.append([x for x, _ in padded])
+        for other in results[1:]:
+            for x, y in zip(results[0], other, strict=True):
+                assert torch.equal(x, y), "depends on the order of threads or copies, or left output unwritten"
+        return results[0]
+
+
+def guarded(x: Tensor, value: float = torch.nan) -> tuple[Tensor, Tensor]:
+    """A contiguous copy at a multiple of 128 bytes, and the larger array it lies in the middle of."""
+    whole = torch.full((x.numel() + 2 * GUARD + 128 // x.element_size(),), value, dtype=x.dtype)
+    skip = -(whole.data_ptr() + GUARD * x.element_size()) % 128 // x.element_size()
+    whole = whole[skip : skip + x.numel() + 2 * GUARD]
+    inner = whole[GUARD : GUARD + x.numel()].view(x.shape)
+    return inner.copy_(x), whole
