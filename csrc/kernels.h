@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "phases.h"
+
 namespace pyunetsep {
 
 // weight[s] = magnitudes[s]^power, rest = max(mixture - sum_s magnitudes[s], 0)^power,
@@ -116,12 +118,6 @@ struct Reading {
   const float* scale;
   const float* shift;
   float slope;
-};
-
-// How a filter of five taps and stride 2 falls apart, in each dimension, into two phases of three taps and stride 1:
-// tap t of phase p is the sum of those taps of the filter whose bit is set in taps[p][t].
-struct Phases {
-  uint8_t taps[2][3];
 };
 
 // A 5x5 convolution of stride 2, or an upsampling one: what is fixed when its weights are packed.

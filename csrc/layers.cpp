@@ -17,29 +17,6 @@ namespace {
 
 using cpu::kBlock;
 
-// Which of the filter's five taps make the three taps of each phase, see cpu::Phases. A strided convolution:
-// y[o] = sum_k w[k] x[2 o + k - pad], where phase p holds x[2 i + p] and tap t reads i = o + t - 1.
-// A transposed one: y[2 m + p] = sum_t x[m + t - 1] w[p + pad - 2 (t - 1)].
-// Behind an upsampling by repetition: y[2 m + p] = sum_k w[k] x[floor((2 m + p + k - 2) / 2)].
-cpu::Phases phases_of(Alignment alignment, std::optional<Upsampling> upsampling) {
-  const int pad = alignment == Alignment::pytorch ? 2 : 1;
-  cpu::Phases phases = {};
-  for (int p = 0; p < 2; ++p) {
-    for (int k = 0; k < 5; ++k) {
-      int t = -1;
-      if (!upsampling) {
-        if ((k - pad + 2) % 2 == p) t = (k - pad - p + 2) / 2;
-      } else if (*upsampling == Upsampling::nearest) {
-        t = (p + k) / 2;
-      } else if ((p + pad - k + 4) % 2 == 0) {
-        t = (p + pad - k) / 2 + 1;
-      }
-      if (0 <= t && t < 3) phases.taps[p][t] |= 1 << k;
-    }
-  }
-  return phases;
-}
-
 // [channels] -> [channels padded to whole blocks], float32, zeros behind.
 at::Tensor padded(const at::Tensor& values, int64_t channels) {
   at::Tensor result = at::zeros({blocks_of(channels) * kBlock}, at::kFloat);
@@ -57,7 +34,7 @@ constexpr int64_t kTaskFloats = 768 * kKiB, kLargeWeights = 20 * 1024 * kKiB;
 constexpr int64_t kStreamedFloats = 2048 * kKiB;  // a map that the next layer would not find in the cache
 
 // Points of one dimension of a tile, summed over the phases: each has size + 2, or one less if its filter has two taps.
-int64_t points(const cpu::Phases& phases, int64_t size) {
+int64_t points(const Phases& phases, int64_t size) {
   int64_t sum = 0;
   for (const auto& taps : phases.taps) sum += size + (taps[0] && taps[2] ? 2 : 1);
   return sum;
@@ -66,7 +43,7 @@ int64_t points(const cpu::Phases& phases, int64_t size) {
 // The tile with the least work. Beside its products, each weight costs about as much as kWeightTiles tiles: it is read
 // from memory, once for all tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge
 // of a small map whole tiles go over it.
-std::pair<int, int> best_tile(const cpu::Phases& phases, const Size& grid) {
+std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
   constexpr int64_t kWeightTiles = 16;
   std::pair<int, int> best;
   double least = 0;
@@ -156,7 +133,7 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
                                    Alignment alignment, std::optional<Upsampling> upsampling, Size grid)
     : level_(level), activation_(block, block.bias.size(0)) {
   in_channels.resize(2);
-  const cpu::Phases phases = phases_of(alignment, upsampling);
+  const Phases phases = phases_of(alignment, upsampling);
   const auto [tile_rows, tile_columns] = best_tile(phases, grid);
   conv_ = {.phases = phases,
            .upsampling = upsampling.has_value(),
@@ -239,7 +216,7 @@ InputLayer::InputLayer(const cpu::Level& level, const Block& block, Alignment al
     : level_(level),
       in_channels_(block.weight.size(1)),
       out_channels_(block.weight.size(0)),
-      pad_(alignment == Alignment::pytorch ? 2 : 1),
+      pad_(zeros_before(alignment)),
       activation_(block, block.weight.size(0)) {
   // [out, in, 5, 5] -> [out blocks, in, 5, 5, kBlock]
   packed_ = at::zeros({blocks_of(out_channels_) * kBlock, in_channels_, 5, 5}, at::kFloat);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/level.h"
+#include "phases.h"
 
 namespace pyunetsep {
 
@@ -25,9 +26,6 @@ struct Block {
   std::optional<Affine> after;
   double slope = 1.0;
 };
-
-enum class Alignment { pytorch, tensorflow };   // a strided convolution's zeros before its input: 2 or 1
-enum class Upsampling { transposed, nearest };  // nearest: repeat, then an ordinary convolution
 
 Alignment alignment_of(const std::string& name);    // "pytorch" or "tensorflow"; throws c10::ValueError
 Upsampling upsampling_of(const std::string& name);  // "transposed" or "nearest"
@@ -124,7 +122,7 @@ class OutputLayer {
 
  private:
   const cpu::Level& level_;
-  cpu::Phases phases_;
+  Phases phases_;
   std::vector<int64_t> in_channels_;
   int64_t out_channels_;
   at::Tensor packed_, bias_, after_scale_, after_shift_;

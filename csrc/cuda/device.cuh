@@ -38,6 +38,16 @@ inline void check(cudaError_t status, const char* call, const char* file, int li
     CUDA_CHECK(cudaGetLastError());                                                                             \
   } while (false)
 
+namespace pyunetsep::cuda {
+
+inline int multiprocessor_count(int device) {
+  int count = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+}  // namespace pyunetsep::cuda
+
 // The block's shared memory, as many bytes as the launch asked for, aligned to 128 of them.
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 
@@ -60,9 +70,14 @@ __device__ __forceinline__ uint32_t narrow_pair<Bfloat16>(float first, float sec
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// 16 bytes at an address that is a multiple of 16, in any memory.
+// 8 or 16 bytes at an address that is a multiple of that, in any memory.
+__device__ __forceinline__ uint2 load8(const void* p) { return *static_cast<const uint2*>(p); }
+__device__ __forceinline__ void store8(void* p, uint2 x) { *static_cast<uint2*>(p) = x; }
 __device__ __forceinline__ uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
 __device__ __forceinline__ void store16(void* p, uint4 x) { *static_cast<uint4*>(p) = x; }
+
+// What another block has written meanwhile: past the first cache level.
+__device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
 
 // ---- Together, all lanes of a warp:
 

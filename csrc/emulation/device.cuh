@@ -2,13 +2,15 @@
 // they are, and emulation.cpp runs them. Blocks run one after another; each thread of a block is a fiber that runs until
 // it waits for others: at a barrier, or where the lanes of a warp do something together. So one warp is as far ahead of
 // the others as it can be, and a missing barrier shows as a wrong result, in one of the two orders of threads at least.
-// Asynchronous copies happen as late as they may, or at once. Shared memory starts as NaN.
+// Asynchronous copies happen as late as they may, or at once. Shared memory starts as NaN, and lies between NaNs.
 //
-// Checks what a launch may ask of a device, addresses in shared memory, alignment of 16-byte accesses, and that threads
-// that wait for each other do meet. Says nothing of speed, of races between blocks, or of those finer than the above.
+// Checks what a launch may ask of each architecture, addresses in shared memory, alignment of wide accesses, and that
+// threads that wait for each other meet in the same line. Says nothing of speed, of races between blocks, or of those
+// finer than the above. tests/emulated/test_emulation.py tests all of it.
 #pragma once
 #include <math.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -37,11 +39,15 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 namespace pyunetsep::emulation {
@@ -49,8 +55,16 @@ namespace pyunetsep::emulation {
 // How to run, for tests to choose.
 inline bool reversed = false;      // blocks, warps and lanes from the last to the first
 inline bool early_copies = false;  // asynchronous copies at once, not at the wait
+inline int architecture = 0;       // the one that is played; 0: launches must be possible on all of kArchitectures
 inline int multiprocessors = 132;  // of the device that is played
 inline uint64_t launches = 0;      // so far
+
+// What kernels are built for, and what differs in what a launch may ask.
+struct Architecture {
+  int number;
+  size_t shared_bytes;  // a block's, at most
+};
+constexpr Architecture kArchitectures[] = {{80, 163 * 1024}, {90, 227 * 1024}, {100, 227 * 1024}};
 
 struct Copy {
   void* shared;
@@ -77,24 +91,27 @@ inline void require(bool holds, const char* what) {
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
-void sync_threads();
+// Where a kernel calls what threads do together. By default, as a last argument, that of the call itself.
+using Line = int;
 
-// Waits until all lanes of the warp have come to the same `place`; the last of them calls act(operands), where
-// operands[lane] is what each lane brought.
-void meet(const char* place, void* operand, void (*act)(void* const* operands));
+void sync_threads(Line line);
+
+// Waits until all lanes of the warp have come to the same step in the same line; the last of them calls act(operands),
+// where operands[lane] is what each lane brought.
+void meet(const char* step, Line line, void* operand, void (*act)(void* const* operands));
 
 void require_shared(const void* p, size_t bytes, const char* what);
-inline void require_aligned(const void* p, const char* what) {
-  require(reinterpret_cast<uintptr_t>(p) % 16 == 0, what);
+inline void require_aligned(const void* p, const char* what, uintptr_t bytes = 16) {
+  require(reinterpret_cast<uintptr_t>(p) % bytes == 0, what);
 }
 
 template <typename T>
-T shuffled(T value, int from_lane) {  // from_lane: whose value, 0 ... 31
+T shuffled(T value, int from_lane, Line line) {  // from_lane: whose value, 0 ... 31
   struct Operand {
     T value, result;
     int from_lane;
   } mine{value, value, from_lane & 31};
-  meet("shuffle", &mine, [](void* const* operands) {
+  meet("shuffle", line, &mine, [](void* const* operands) {
     for (int lane = 0; lane < 32; ++lane) {
       auto& operand = *static_cast<Operand*>(operands[lane]);
       operand.result = static_cast<Operand*>(operands[operand.from_lane])->value;
@@ -103,9 +120,9 @@ T shuffled(T value, int from_lane) {  // from_lane: whose value, 0 ... 31
   return mine.result;
 }
 
-void load_matrices(uint32_t (&x)[4], const void* row);
-void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void load_matrices(uint32_t (&x)[4], const void* row, Line line);
+void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Line line);
+void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Line line);
 void copy_async16(void* shared, const void* global, bool inside);
 void wait_copies(int groups);
 
@@ -120,18 +137,18 @@ void wait_copies(int groups);
   ::pyunetsep::emulation::launch((grid), (block), (shared_bytes), [&] { (kernel)(__VA_ARGS__); })
 #define SHARED_MEMORY(name) unsigned char* const name = ::pyunetsep::emulation::shared_memory
 
-inline void __syncthreads() { ::pyunetsep::emulation::sync_threads(); }
-inline void __syncwarp() {
-  ::pyunetsep::emulation::meet("__syncwarp", nullptr, [](void* const*) {});
+inline void __syncthreads(int line = __builtin_LINE()) { ::pyunetsep::emulation::sync_threads(line); }
+inline void __syncwarp(unsigned = 0xffffffff, int line = __builtin_LINE()) {
+  ::pyunetsep::emulation::meet("__syncwarp", line, nullptr, [](void* const*) {});
 }
 inline void __threadfence() {}
 template <typename T>
-T __shfl_sync(unsigned, T value, int lane) {
-  return ::pyunetsep::emulation::shuffled(value, lane);
+T __shfl_sync(unsigned, T value, int lane, int line = __builtin_LINE()) {
+  return ::pyunetsep::emulation::shuffled(value, lane, line);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-  return ::pyunetsep::emulation::shuffled(value, ::pyunetsep::emulation::running->lane ^ mask);
+T __shfl_xor_sync(unsigned, T value, int mask, int line = __builtin_LINE()) {
+  return ::pyunetsep::emulation::shuffled(value, ::pyunetsep::emulation::running->lane ^ mask, line);
 }
 template <typename T>
 T atomicAdd(T* address, T value) {
@@ -145,10 +162,14 @@ T atomicMax(T* address, T value) {
   *address = before < value ? value : before;
   return before;
 }
+using std::max;
+using std::min;
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 
 namespace pyunetsep::cuda {
+
+inline int multiprocessor_count(int) { return emulation::multiprocessors; }
 
 inline float widen(Half x) { return float_of(x); }
 inline float widen(Bfloat16 x) { return float_of(x); }
@@ -164,6 +185,17 @@ inline uint32_t narrow_pair<Bfloat16>(float first, float second) {
   return bfloat16_of(first).bits | uint32_t{bfloat16_of(second).bits} << 16;
 }
 
+inline uint2 load8(const void* p) {
+  emulation::require_aligned(p, "load8 wants an address that is a multiple of 8", 8);
+  uint2 x;
+  std::memcpy(&x, p, 8);
+  return x;
+}
+inline void store8(void* p, uint2 x) {
+  emulation::require_aligned(p, "store8 wants an address that is a multiple of 8", 8);
+  std::memcpy(p, &x, 8);
+}
+inline float load_fresh(const float* p) { return *p; }
 inline uint4 load16(const void* p) {
   emulation::require_aligned(p, "load16 wants an address that is a multiple of 16");
   uint4 x;
@@ -175,17 +207,19 @@ inline void store16(void* p, uint4 x) {
   std::memcpy(p, &x, 16);
 }
 
-inline void load_matrices(uint32_t (&x)[4], const void* row) { emulation::load_matrices(x, row); }
+inline void load_matrices(uint32_t (&x)[4], const void* row, int line = __builtin_LINE()) {
+  emulation::load_matrices(x, row, line);
+}
 
 template <typename T>
-void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE());
 template <>
-inline void multiply_add<Half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulation::multiply_add_half(d, a, b0, b1);
+inline void multiply_add<Half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+  emulation::multiply_add_half(d, a, b0, b1, line);
 }
 template <>
-inline void multiply_add<Bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulation::multiply_add_bfloat16(d, a, b0, b1);
+inline void multiply_add<Bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+  emulation::multiply_add_bfloat16(d, a, b0, b1, line);
 }
 
 inline void copy_async16(void* shared, const void* global, bool inside) {

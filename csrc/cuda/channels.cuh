@@ -1,0 +1,115 @@
+// Neighbouring values to and from memory: channels of a map, and columns of the planes that a network ends in.
+#pragma once
+#include <type_traits>
+
+#include "device.cuh"
+#include "tiling.h"
+
+namespace pyunetsep::cuda {
+
+// Calls body with the element's type, as std::type_identity.
+template <typename Body>
+void with_element(Element element, Body body) {
+  switch (element) {
+    case Element::half: return body(std::type_identity<Half>{});
+    case Element::bfloat16: return body(std::type_identity<Bfloat16>{});
+    case Element::single: return body(std::type_identity<float>{});
+  }
+}
+
+// Where the 16 bytes of a pixel's first or second half lie in a patch. Halves are exchanged every four pixels, so that
+// eight neighbours' halves lie in different banks.
+__device__ __forceinline__ int piece_offset(int pixel, int half) {
+  return pixel * kPixelBytes + ((half ^ (pixel >> 2 & 1)) << 4);
+}
+
+template <int kCount>
+__device__ __forceinline__ void load_floats(const float* from, float (&x)[kCount]) {
+  static_assert(kCount == 2 || kCount % 4 == 0);
+  if constexpr (kCount == 2) {
+    const uint2 two = load8(from);
+    x[0] = __uint_as_float(two.x), x[1] = __uint_as_float(two.y);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const uint4 four = load16(from + i);
+      x[i] = __uint_as_float(four.x), x[i + 1] = __uint_as_float(four.y);
+      x[i + 2] = __uint_as_float(four.z), x[i + 3] = __uint_as_float(four.w);
+    }
+  }
+}
+
+// The elements of 16 bytes.
+template <typename T>
+__device__ __forceinline__ void load_channels(const void* from, float (&x)[16 / sizeof(T)]) {
+  if constexpr (sizeof(T) == 4) {
+    load_floats(static_cast<const float*>(from), x);
+  } else {
+    const uint4 four = load16(from);
+    const uint32_t pairs[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = widen(T{static_cast<uint16_t>(pairs[i])});
+      x[2 * i + 1] = widen(T{static_cast<uint16_t>(pairs[i] >> 16)});
+    }
+  }
+}
+
+// A half holds its largest value rather than infinity, of which a mask would make NaN.
+template <typename T>
+__device__ __forceinline__ float in_range(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ float in_range<Half>(float x) {
+  return fminf(fmaxf(x, -kLargestHalf), kLargestHalf);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store_channels(void* target, const float (&x)[kCount]) {
+  static_assert(kCount % 4 == 0 && (sizeof(T) == 4 || kCount <= 8));
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      store16(static_cast<float*>(target) + i, make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]),
+                                                          __float_as_uint(x[i + 2]), __float_as_uint(x[i + 3])));
+    }
+  } else {
+    uint32_t pairs[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) pairs[i] = narrow_pair<T>(in_range<T>(x[2 * i]), in_range<T>(x[2 * i + 1]));
+    if constexpr (kCount == 8) {
+      store16(target, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+    } else {
+      store8(target, make_uint2(pairs[0], pairs[1]));
+    }
+  }
+}
+
+__device__ __forceinline__ float* place_in(const Planes& planes, int network, int image, int channel, int row,
+                                           int column) {
+  return planes.data + network * planes.network_stride + image * planes.batch_stride +
+         channel * planes.channel_stride + row * planes.row_stride + column;
+}
+
+// Ends the network in neighbouring columns.
+template <int kCount>
+__device__ __forceinline__ void store_outputs(const Output& output, int network, int image, int channel, int row,
+                                              int column, const float (&x)[kCount]) {
+  float* const to = place_in(output.to, network, image, channel, row, column);
+  const float* const magnitude = place_in(output.magnitude, network, image, channel, row, column);
+  float y[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    y[i] = output.ending == cpu::Ending::activated ? x[i] : 1.0f / (1.0f + expf(-x[i]));
+    if (output.ending == cpu::Ending::masked) y[i] *= magnitude[i];
+  }
+  if (kCount == 2 && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+    store8(to, make_uint2(__float_as_uint(y[0]), __float_as_uint(y[kCount - 1])));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = y[i];
+}
+
+}  // namespace pyunetsep::cuda

@@ -1,0 +1,246 @@
+// The host's half of the convolutions: packs weights, and cuts the work into blocks.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "tiling.h"
+
+namespace pyunetsep::cuda {
+namespace {
+
+constexpr int kMaxImages = 16;  // in a tile
+constexpr int kMaxSplits = 16, kMinChunks = 2;  // blocks that share a sum; and of each, or the gathering costs more
+constexpr int kBlocksAMultiprocessor = 2;
+constexpr int64_t kSharedBytes = 160 * 1024;  // what a block may take anywhere, less what the device keeps for itself
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
+
+Shape shape_of(const Convolution& conv) {
+  const bool tensor_cores = conv.element != Element::single;
+  if (conv.planes) return {Grid::dense, 1, 4, 1};
+  if (!conv.upsampling) return {Grid::strided, tensor_cores && conv.out_channels > 32 ? 2 : 1, 4, 4};
+  if (conv.upsampling == Upsampling::nearest) return {Grid::dense, 1, 4, 4};
+  if (tensor_cores && conv.out_channels <= 16) return {Grid::transposed, 1, 4, 2};
+  return {Grid::transposed, tensor_cores && conv.out_channels > 32 ? 2 : 1, 2, 4};
+}
+
+int chunk_channels(Element element) { return kPixelBytes / static_cast<int>(size_of(element)); }
+int64_t source_chunks(const Convolution& conv, int source) {
+  return padded_channels(conv.in_channels[source]) / chunk_channels(conv.element);
+}
+int64_t chunks_of(const Convolution& conv) { return source_chunks(conv, 0) + source_chunks(conv, 1); }
+
+// Blocks of the sums' channels, which in a dense convolution are the phases' too.
+int64_t channel_blocks(const Convolution& conv, const Shape& shape) {
+  int64_t channels = conv.planes ? conv.out_channels : padded_channels(conv.out_channels);
+  if (shape.grid == Grid::dense) channels *= 4;
+  return ceil_div(channels, shape.channels());
+}
+
+bool mirrored(const Convolution& conv, const Shape& shape) {
+  return shape.grid == Grid::transposed && conv.alignment == Alignment::tensorflow;
+}
+
+// The factor of an input channel in a tap of a channel of sums.
+class Factors {
+ public:
+  Factors(const Convolution& conv, const Shape& shape, const double* weight)
+      : conv_(conv), shape_(shape), weight_(weight), phases_(phases_of(conv.alignment, conv.upsampling)) {}
+
+  double operator()(int64_t channel, int64_t in, int tap) const {
+    const Place place = place_of(shape_.grid, tap);
+    int64_t out = channel;
+    int phase = place.phase;
+    if (shape_.grid == Grid::dense) {
+      const int64_t of_a_phase = padded_channels(conv_.out_channels);
+      out = conv_.planes ? channel / 4 : channel % of_a_phase;
+      phase = static_cast<int>(conv_.planes ? channel % 4 : channel / of_a_phase);
+    }
+    if (out >= conv_.out_channels || phase > 3) return 0;
+    const double* const filter = weight_ + (out * (conv_.in_channels[0] + conv_.in_channels[1]) + in) * 25;
+    if (shape_.grid == Grid::strided) return filter[tap];
+    const bool mirror = mirrored(conv_, shape_);
+    const int of_row = phases_.taps[phase / 2 ^ mirror][mirror ? 2 - place.row : place.row];
+    const int of_column = phases_.taps[phase % 2 ^ mirror][mirror ? 2 - place.column : place.column];
+    double sum = 0;
+    for (int k = 0; k < 25; ++k) {
+      if (of_row >> (k / 5) & of_column >> (k % 5) & 1) sum += filter[k];
+    }
+    return sum;
+  }
+
+ private:
+  const Convolution& conv_;
+  const Shape& shape_;
+  const double* weight_;
+  Phases phases_;
+};
+
+// Where, in bytes of a tap, the factor of channel k of a chunk lies for a block's channel: in the order in which lanes
+// hold the matrices of multiply_add, so that each reads 16 bytes at once; its channels are neighbours in the output.
+int64_t place_in_tap(const Shape& shape, Element element, int channel, int k) {
+  if (element == Element::single) return (int64_t{k} * shape.channels() + channel) * 4;
+  const int warp = channel / (8 * shape.channel_tiles), of_warp = channel % (8 * shape.channel_tiles);
+  const int owner = of_warp / (2 * shape.channel_tiles), tile = of_warp % (2 * shape.channel_tiles) / 2;
+  const int lane = (2 * owner + channel % 2) * 4 + k % 8 / 2;
+  const int half = k / 8 * 4 + k % 2 * 2;
+  const int of_lane = shape.channel_tiles == 1 ? lane * 8 : tile / 2 * 512 + lane * 16 + tile % 2 * 8;
+  return warp * 256 * shape.channel_tiles + of_lane + half;
+}
+
+void store_element(Element element, double value, unsigned char* to) {
+  const auto rounded = static_cast<float>(value);
+  if (element == Element::single) {
+    std::memcpy(to, &rounded, 4);
+  } else {
+    const uint16_t bits = element == Element::half ? half_of(rounded).bits : bfloat16_of(rounded).bits;
+    std::memcpy(to, &bits, 2);
+  }
+}
+
+// Chooses the tile: as square as its patch should be, wide enough for neighbours in shared memory, and of several images
+// where a map is small.
+void choose_tile(const ConvolutionRun& run, const Shape& shape, ConvolutionArguments& a) {
+  const int pixels = log2_up(shape.pixels());
+  const int all_columns = log2_up(run.grid_columns), all_rows = log2_up(run.grid_rows);
+  a.tile_columns_log2 = std::min(pixels >= 7 ? 4 : 3, all_columns);
+  a.tile_rows_log2 = std::min(pixels - a.tile_columns_log2, all_rows);
+  a.tile_columns_log2 = std::min(pixels - a.tile_rows_log2, all_columns);
+  a.images = std::min(1 << (pixels - a.tile_rows_log2 - a.tile_columns_log2), kMaxImages);
+  const int columns = 1 << a.tile_columns_log2, rows = 1 << a.tile_rows_log2;
+  a.tiles_across = static_cast<int>(ceil_div(run.grid_columns, columns));
+  a.tiles_down = static_cast<int>(ceil_div(run.grid_rows, rows));
+  a.pitch = columns + 2;
+  if (shape.grid == Grid::strided) {
+    a.patch_rows = 2 * rows + 3;
+    a.patch_columns = 2 * columns + 3;
+    a.row_pixels = 2 * a.pitch;
+  } else {
+    a.patch_rows = rows + 2;
+    a.patch_columns = columns + 2;
+    a.row_pixels = a.pitch;
+  }
+  const int stages = kStages * 5 * kPixelBytes * shape.channels();
+  while (2 * a.images * a.patch_rows * a.row_pixels * kPixelBytes + stages > kSharedBytes) a.images /= 2;
+  while (a.images / 2 >= run.batch) a.images /= 2;
+  a.patch_bytes = a.images * a.patch_rows * a.row_pixels * kPixelBytes;
+}
+
+ConvolutionLaunch launch_of(const ConvolutionRun& run, int multiprocessors) {
+  const Convolution& conv = *run.conv;
+  const Shape shape = shape_of(conv);
+  ConvolutionArguments a{};
+  choose_tile(run, shape, a);
+  ConvolutionLaunch launch{};
+  launch.shape = shape;
+  launch.element = conv.element;
+  launch.tiles = static_cast<unsigned>(int64_t{a.tiles_across} * a.tiles_down * ceil_div(run.batch, a.images));
+  launch.channel_blocks = static_cast<unsigned>(channel_blocks(conv, shape));
+  launch.networks = static_cast<unsigned>(run.networks);
+  const int64_t blocks = int64_t{launch.tiles} * launch.channel_blocks * launch.networks;
+  const int64_t chunks = chunks_of(conv);
+  a.splits = 1;
+  if (blocks <= kMaxArrivals) {
+    const int64_t wanted = int64_t{kBlocksAMultiprocessor} * multiprocessors / blocks;
+    a.splits = static_cast<int>(std::clamp<int64_t>(std::min(wanted, chunks / kMinChunks), 1, kMaxSplits));
+  }
+  a.patch_buffers = ceil_div(chunks, a.splits) > 1 ? 2 : 1;
+
+  for (int i = 0; i < 2; ++i) {
+    a.source[i] = run.source[i];
+    a.source_chunks[i] = static_cast<int>(source_chunks(conv, i));
+  }
+  a.batch = static_cast<int>(run.batch);
+  a.in_rows = static_cast<int>(run.in_rows);
+  a.in_columns = static_cast<int>(run.in_columns);
+  a.grid_rows = static_cast<int>(run.grid_rows);
+  a.grid_columns = static_cast<int>(run.grid_columns);
+  a.packed = run.packed;
+  a.packed_stride = packed_bytes(conv);
+  a.zeros_before = shape.grid == Grid::strided ? zeros_before(conv.alignment) : 1;
+  a.mirrored = mirrored(conv, shape);
+  a.row_step = a.mirrored ? -a.pitch : a.pitch;
+  a.column_step = a.mirrored ? -1 : 1;
+  a.first_place = a.mirrored ? 2 * a.pitch + 2 : 0;
+  a.read_scale = run.read_scale;
+  a.read_shift = run.read_shift;
+  a.read_slope = run.read_slope;
+  a.read_stride = static_cast<int>(round_up(conv.in_channels[0], kParameterUnit));
+  a.bias = run.bias;
+  a.scale = run.scale;
+  a.shift = run.shift;
+  a.slope = run.slope;
+  a.parameter_stride = static_cast<int>(round_up(conv.out_channels, kParameterUnit));
+  a.target = run.target;
+  a.out_channels = static_cast<int>(conv.planes ? conv.out_channels : padded_channels(conv.out_channels));
+  a.output = run.output;
+  a.partial_sums = run.partial_sums;
+  a.arrivals = run.arrivals;
+  launch.arguments = a;
+  return launch;
+}
+
+}  // namespace
+
+int64_t packed_bytes(const Convolution& conv) {
+  const Shape shape = shape_of(conv);
+  return channel_blocks(conv, shape) * chunks_of(conv) * shape.taps() * kPixelBytes * shape.channels();
+}
+
+void pack(const Convolution& conv, const double* weight, void* packed) {
+  const Shape shape = shape_of(conv);
+  const Factors factors(conv, shape, weight);
+  const int of_chunk = chunk_channels(conv.element);
+  auto* tap_start = static_cast<unsigned char*>(packed);
+  std::memset(packed, 0, static_cast<size_t>(packed_bytes(conv)));
+  for (int64_t block = 0; block < channel_blocks(conv, shape); ++block) {
+    for (int64_t chunk = 0; chunk < chunks_of(conv); ++chunk) {
+      const bool second = chunk >= source_chunks(conv, 0);
+      const int64_t first_k = (chunk - (second ? source_chunks(conv, 0) : 0)) * of_chunk;
+      for (int tap = 0; tap < shape.taps(); ++tap, tap_start += kPixelBytes * shape.channels()) {
+        for (int k = 0; k < of_chunk && first_k + k < conv.in_channels[second]; ++k) {
+          const int64_t in = first_k + k + (second ? conv.in_channels[0] : 0);
+          for (int c = 0; c < shape.channels(); ++c) {
+            const double factor = factors(block * shape.channels() + c, in, tap);
+            store_element(conv.element, factor, tap_start + place_in_tap(shape, conv.element, c, k));
+          }
+        }
+      }
+    }
+  }
+}
+
+int64_t partial_bytes(const ConvolutionRun& run, int multiprocessors) {
+  const ConvolutionLaunch launch = launch_of(run, multiprocessors);
+  if (launch.arguments.splits == 1) return 0;
+  return int64_t{launch.tiles} * launch.channel_blocks * launch.networks * launch.arguments.splits *
+         launch.shape.sums() * static_cast<int64_t>(sizeof(float));
+}
+
+void convolution(const ConvolutionRun& run, int multiprocessors, Queue queue) {
+  const ConvolutionLaunch launch = launch_of(run, multiprocessors);
+  switch (launch.shape.grid) {
+    case Grid::strided: return launch_strided(launch, queue);
+    case Grid::transposed: return launch_transposed(launch, queue);
+    case Grid::dense: return launch_dense(launch, queue);
+  }
+}
+
+int64_t packed_input_floats(int64_t channels, int64_t out_channels) {
+  return padded_channels(out_channels) * channels * 25;
+}
+
+void pack_input(int64_t channels, int64_t out_channels, const double* weight, float* packed) {
+  std::fill_n(packed, packed_input_floats(channels, out_channels), 0.0f);
+  for (int64_t out = 0; out < out_channels; ++out) {
+    for (int64_t in = 0; in < channels; ++in) {
+      for (int64_t tap = 0; tap < 25; ++tap) {
+        packed[((out / kChannelUnit * channels + in) * 25 + tap) * kChannelUnit + out % kChannelUnit] =
+            static_cast<float>(weight[(out * channels + in) * 25 + tap]);
+      }
+    }
+  }
+}
+
+}  // namespace pyunetsep::cuda

@@ -1,0 +1,102 @@
+#include "channels.cuh"
+
+// One block makes 8 x 32 pixels of an image's output for 16 channels; one thread two of the pixels, four rows apart, so
+// that each weight from shared memory serves twice. The input's patch lies in shared memory, one channel at a time, its
+// columns split into even and odd ones: neighbouring pixels read neighbouring words. Bytes: the patch in floats, once a
+// run of 16 channels and network (from the second cache level but for the first), and the output. Bound by memory for
+// 16-bit elements if there is one input channel, else by multiply-adds.
+
+namespace pyunetsep::cuda {
+namespace {
+
+constexpr int kColumns = 32, kRows = 8, kPixelRows = 2;  // of a tile; a thread's pixels
+constexpr int kPatchRows = 2 * kRows + 3, kPatchColumns = 2 * kColumns + 3, kPitch = kColumns + 2;
+constexpr int kTaps = 25, kChannels = static_cast<int>(kChannelUnit);
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) input_convolution_kernel(const InputConvolutionRun a, int tiles_across,
+                                                                     int tiles_down, int pad, int parameter_stride) {
+  SHARED_MEMORY(shared);
+  float* const patch = reinterpret_cast<float*>(shared);  // [kPatchRows, 2, kPitch]
+  float* const weights = patch + kPatchRows * 2 * kPitch;  // [kTaps, kChannels]
+  const int channel_blocks = static_cast<int>(a.out_channels) / kChannels;
+  const int network = blockIdx.y / channel_blocks, channel_block = blockIdx.y % channel_blocks;
+  const int image = blockIdx.x / (tiles_across * tiles_down);
+  const int first_row = blockIdx.x / tiles_across % tiles_down * kRows;
+  const int first_column = blockIdx.x % tiles_across * kColumns;
+  const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;  // of the tile; and row + 4
+
+  if (a.arrivals && blockIdx.x == 0 && blockIdx.y == 0) {
+    for (int i = threadIdx.x; i < kMaxArrivals; i += kThreads) a.arrivals[i] = 0;
+  }
+
+  float sums[kPixelRows][kChannels] = {};
+  for (int64_t channel = 0; channel < a.channels; ++channel) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kPatchRows * kPatchColumns; i += kThreads) {
+      const int y = i / kPatchColumns, x = i % kPatchColumns;
+      const int64_t in_row = 2 * first_row - pad + y, in_column = 2 * first_column - pad + x;
+      const bool inside = 0 <= in_row && in_row < a.rows && 0 <= in_column && in_column < a.columns;
+      patch[(y * 2 + x % 2) * kPitch + x / 2] =
+          inside ? a.source[image * a.batch_stride + channel * a.channel_stride + in_row * a.row_stride + in_column]
+                 : 0.0f;
+    }
+    const float* const from =
+        a.weight + ((int64_t{network} * channel_blocks + channel_block) * a.channels + channel) * kTaps * kChannels;
+    for (int i = threadIdx.x; i < kTaps * kChannels; i += kThreads) weights[i] = from[i];
+    __syncthreads();
+#pragma unroll
+    for (int ky = 0; ky < 5; ++ky) {
+#pragma unroll
+      for (int kx = 0; kx < 5; ++kx) {
+        float w[kChannels];
+        load_floats(weights + (ky * 5 + kx) * kChannels, w);
+#pragma unroll
+        for (int p = 0; p < kPixelRows; ++p) {
+          const int y = 2 * (row + p * kRows / kPixelRows) + ky;
+          const float x = patch[(y * 2 + kx % 2) * kPitch + column + kx / 2];
+#pragma unroll
+          for (int k = 0; k < kChannels; ++k) sums[p][k] += x * w[k];
+        }
+      }
+    }
+  }
+
+  const int channel = channel_block * kChannels;
+#pragma unroll
+  for (int p = 0; p < kPixelRows; ++p) {
+    const int out_row = first_row + row + p * kRows / kPixelRows, out_column = first_column + column;
+    if (out_row >= a.out_rows || out_column >= a.out_columns) continue;
+    const int64_t pixel = ((int64_t{network} * a.batch + image) * a.out_rows + out_row) * a.out_columns + out_column;
+    T* const target = static_cast<T*>(a.target) + pixel * a.out_channels + channel;
+#pragma unroll
+    for (int first = 0; first < kChannels; first += 8) {
+      float x[8];
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        const float z = sums[p][first + k] + a.bias[network * parameter_stride + channel + first + k];
+        x[k] = z > 0.0f ? z : z * a.slope;
+      }
+      store_channels<T>(target + first, x);
+    }
+  }
+}
+
+}  // namespace
+
+void input_convolution(const InputConvolutionRun& run, Queue queue) {
+  const int across = static_cast<int>((run.out_columns + kColumns - 1) / kColumns);
+  const int down = static_cast<int>((run.out_rows + kRows - 1) / kRows);
+  InputConvolutionRun padded = run;
+  padded.out_channels = padded_channels(run.out_channels);
+  const dim3 grid(static_cast<unsigned>(across * down * run.batch),
+                  static_cast<unsigned>(run.networks * padded.out_channels / kChannels));
+  const int bytes = (kPatchRows * 2 * kPitch + kTaps * kChannels) * static_cast<int>(sizeof(float));
+  const int parameter_stride = static_cast<int>(round_up(run.out_channels, kParameterUnit));
+  with_element(run.element, [&]<typename T>(std::type_identity<T>) {
+    CUDA_LAUNCH(input_convolution_kernel<T>, grid, kThreads, bytes, queue, padded, across, down,
+                zeros_before(run.alignment), parameter_stride);
+  });
+}
+
+}  // namespace pyunetsep::cuda

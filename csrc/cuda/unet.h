@@ -1,0 +1,108 @@
+// A U-Net's layers on a GPU, without torch: weights are packed on the host, and the launchers take device memory. All
+// networks of a model, which have one shape, run together: each array is [networks, ...].
+//
+// Between layers, maps are [networks, batch, rows, columns, channels] of Half, Bfloat16 or float, the channels filled up
+// with zeros to a multiple of kChannelUnit. Parameters of channels are floats, filled up to a multiple of
+// kParameterUnit.
+#pragma once
+#include <cstdint>
+#include <optional>
+
+#include "../kernels.h"
+
+namespace pyunetsep::cuda {
+
+enum class Element { half, bfloat16, single };
+constexpr int64_t kChannelUnit = 16, kParameterUnit = 64;
+
+constexpr int64_t size_of(Element element) { return element == Element::single ? 4 : 2; }
+constexpr int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+constexpr int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelUnit); }
+
+// What is fixed when weights are packed.
+struct Convolution {
+  Element element;
+  Alignment alignment;
+  std::optional<Upsampling> upsampling;  // none: strided
+  int64_t in_channels[2];  // of two maps, the one behind the other; the second may have none
+  int64_t out_channels;
+  bool planes;  // the network's last upsampling: few channels, stored as planes of floats
+};
+
+// One network's weights: from [out, in, 5, 5] on the host to what the kernels read.
+int64_t packed_bytes(const Convolution& conv);
+void pack(const Convolution& conv, const double* weight, void* packed);
+
+// Planes of floats with contiguous columns, [networks, batch, channels, rows, columns].
+struct Planes {
+  float* data;
+  int64_t network_stride, batch_stride, channel_stride, row_stride;
+};
+
+// What becomes of the last layer's sums, see cpu::Ending.
+struct Output {
+  cpu::Ending ending;
+  Planes to;
+  Planes magnitude;  // the network's input, read for Ending::masked
+};
+
+struct ConvolutionRun {
+  const Convolution* conv;
+  const void* packed;  // [networks, packed_bytes]
+  int64_t networks, batch;
+  int64_t in_rows, in_columns;
+  int64_t grid_rows, grid_columns;  // of the output, or of an input that is doubled
+  const void* source[2];
+  // [networks, channels of source[0]]: it is read through max(z, slope z), z = scale x + shift; null: as it is
+  const float* read_scale;
+  const float* read_shift;
+  float read_slope;
+  // y = max(z, slope z) scale + shift, z = x + bias; [networks, channels]; null: 1 and 0
+  const float* bias;
+  const float* scale;
+  const float* shift;
+  float slope;
+  void* target;   // a map, or ...
+  Output output;  // ... of Convolution::planes
+  // Few pixels make few blocks: then several share a sum. See split_bytes.
+  float* partial_sums;
+  uint32_t* arrivals;  // kMaxArrivals zeros, which are zeros again afterwards
+};
+constexpr int64_t kMaxArrivals = 4096;
+
+// The room for partial sums that a run takes on a device of so many multiprocessors.
+int64_t partial_bytes(const ConvolutionRun& run, int multiprocessors);
+void convolution(const ConvolutionRun& run, int multiprocessors, Queue queue);
+
+// The network's first convolution, from planes of floats.
+struct InputConvolutionRun {
+  Element element;
+  Alignment alignment;
+  const float* source;  // [batch, channels, rows, columns], columns contiguous; the same for all networks
+  int64_t batch_stride, channel_stride, row_stride;
+  int64_t networks, batch, channels, rows, columns;
+  int64_t out_channels, out_rows, out_columns;
+  const float* weight;  // [networks, out_channels / kChannelUnit, channels, 25, kChannelUnit]
+  const float* bias;    // [networks, channels]
+  float slope;
+  void* target;
+  uint32_t* arrivals;  // zeroed for the layers to come; null: there are none
+};
+int64_t packed_input_floats(int64_t channels, int64_t out_channels);  // of one network
+void pack_input(int64_t channels, int64_t out_channels, const double* weight, float* packed);
+void input_convolution(const InputConvolutionRun& run, Queue queue);
+
+// 4x4 convolution with dilation 2 of one plane, to masks: output o reads inputs o - 3, o - 1, o + 1, o + 3.
+struct DilatedHeadRun {
+  Planes source;  // of one channel
+  int64_t networks, batch, rows, columns;
+  const float* weight;  // [networks, out_channels, 4, 4]
+  const float* bias;    // [networks, out_channels]
+  int64_t out_channels;
+  Output output;
+};
+void dilated_head(const DilatedHeadRun& run, Queue queue);
+
+int multiprocessors(int device);
+
+}  // namespace pyunetsep::cuda
