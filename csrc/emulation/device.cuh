@@ -1,8 +1,9 @@
 // cuda/device.cuh for the host, for tests without a GPU: g++ -x c++ -DPYUNETSEP_EMULATION compiles the .cu files as
-// they are, and emulation.cpp runs them. Blocks run one after another; each thread of a block is a fiber that runs until
-// it waits for others: at a barrier, or where the lanes of a warp do something together. So one warp is as far ahead of
-// the others as it can be, and a missing barrier shows as a wrong result, in one of the two orders of threads at least.
-// Asynchronous copies happen as late as they may, or at once. Shared memory starts as NaN, and lies between NaNs.
+// they are, and emulation.cpp runs them. Blocks run one after another; each thread of a block is a fiber that runs
+// until it waits for others: at a barrier, or where the lanes of a warp do something together. So one warp is as far
+// ahead of the others as it can be, and a missing barrier shows as a wrong result, in one of the two orders of threads
+// at least. Asynchronous copies happen as late as they may, or at once. Shared memory starts as NaN, and lies between
+// NaNs.
 //
 // Checks what a launch may ask of each architecture, addresses in shared memory, alignment of wide accesses, and that
 // threads that wait for each other meet in the same line. Says nothing of speed, of races between blocks, or of those

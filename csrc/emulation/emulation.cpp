@@ -3,13 +3,16 @@
 
 #include "device.cuh"
 
-#if !defined(__x86_64__)
+// Ours is an order of magnitude faster than ucontext's, which asks the kernel for the signal mask at each switch.
+#if defined(__x86_64__) && defined(__linux__) && !defined(PYUNETSEP_UCONTEXT)
+#define OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
 // ---- Fibers: a stack and the registers that a call must keep.
 
-#if defined(__x86_64__)
+#ifdef OWN_SWITCH
 extern "C" void pyunetsep_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -36,10 +39,10 @@ pyunetsep_switch_stack:
 namespace pyunetsep::emulation {
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 1024;
-constexpr unsigned char kGuard = 0xa5;
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kGuardBytes = 1024;  // before and after shared memory
 
-#if defined(__x86_64__)
+#ifdef OWN_SWITCH
 struct Context {
   void* stack_pointer = nullptr;
 
@@ -72,7 +75,8 @@ struct Warp {
   uint32_t ready = 0;  // a bit a lane
   uint32_t met = 0;    // lanes that wait for the others of the warp
   uint32_t alive = 0;
-  const char* place = nullptr;
+  const char* step = nullptr;  // that they do together ...
+  Line line = 0;               // ... and where
   void* operands[32];
 };
 
@@ -81,6 +85,7 @@ struct Block {
   std::vector<Context> contexts;
   std::vector<Warp> warps;
   size_t alive = 0, at_barrier = 0;
+  Line barrier_line = 0;
   Context main;
   const std::function<void()>* thread = nullptr;
   std::string failure;
@@ -149,10 +154,21 @@ void run_thread() {
   run_another();
 }
 
+// Calls body(byte, what it should be): 0xfff5 again and again, NaN in every type, but not the one that the memory
+// between starts as.
+template <typename Body>
+void for_each_guard(Body body) {
+  for (unsigned char* part : {shared_memory - kGuardBytes, shared_memory + block->shared_bytes}) {
+    for (size_t i = 0; i < kGuardBytes; ++i) {
+      body(part[i], reinterpret_cast<uintptr_t>(part + i) % 2 ? 0xff : 0xf5);
+    }
+  }
+}
+
 void run_block(dim3 size, size_t shared_bytes) {
   const size_t threads = size_t{size.x} * size.y * size.z;
   std::memset(shared_memory, 0xff, shared_bytes);  // NaN, in every type
-  std::memset(shared_memory + shared_bytes, kGuard, kGuardBytes);
+  for_each_guard([](unsigned char& byte, int guard) { byte = static_cast<unsigned char>(guard); });
   block->alive = threads;
   block->at_barrier = 0;
   for (Warp& warp : block->warps) warp = Warp{};
@@ -173,11 +189,9 @@ void run_block(dim3 size, size_t shared_bytes) {
   running = &block->fibers[first];
   block->main.leave_for(block->contexts[first]);
   if (block->failed) throw std::runtime_error("emulated launch: " + block->failure);
-  for (size_t i = 0; i < kGuardBytes; ++i) {
-    if (shared_memory[shared_bytes + i] != kGuard) {
-      throw std::runtime_error("emulated launch: wrote past the end of shared memory");
-    }
-  }
+  bool intact = true;
+  for_each_guard([&](unsigned char byte, int guard) { intact &= byte == guard; });
+  if (!intact) throw std::runtime_error("emulated launch: wrote outside shared memory");
 }
 
 void apply(const Copy& copy) {
@@ -237,10 +251,15 @@ void multiply_warp(void* const* operands) {
   }
 }
 
+void require_same_line(Line first, Line line) {
+  if (first == line) return;
+  fail("threads wait for each other in lines " + std::to_string(first) + " and " + std::to_string(line));
+}
+
 template <typename T>
-void multiply(const char* place, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+void multiply(const char* step, Line line, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Multiplication mine{d, a, {b0, b1}};
-  meet(place, &mine, multiply_warp<T>);
+  meet(step, line, &mine, multiply_warp<T>);
 }
 
 }  // namespace
@@ -263,8 +282,16 @@ void launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void(
   require(size.x >= 1 && size.y >= 1 && size.z >= 1, "a block has at least one thread");
   const uint64_t threads = uint64_t{size.x} * size.y * size.z;
   require(threads <= 1024 && size.z <= 64, "a block has at most 1024 threads, 64 deep");
-  // What a block may have: 163 KiB on sm_80, 227 KiB on sm_90 and sm_100. The kernels are the same for all.
-  require(shared_bytes <= 163 * 1024, "a block has at most 163 KiB of shared memory on sm_80");
+  bool known = architecture == 0;
+  for (const Architecture& one : kArchitectures) {
+    if (architecture != 0 && architecture != one.number) continue;
+    known = true;
+    if (shared_bytes > one.shared_bytes) {
+      fail("a block has at most " + std::to_string(one.shared_bytes / 1024) + " KiB of shared memory on sm_" +
+           std::to_string(one.number) + ", got " + std::to_string(shared_bytes) + " bytes");
+    }
+  }
+  require(known, "no such architecture");
 
   Block whole;
   whole.fibers.resize(threads);
@@ -272,8 +299,8 @@ void launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void(
   whole.warps.resize((threads + 31) / 32);
   whole.thread = &thread;
   whole.shared_bytes = shared_bytes;
-  std::vector<unsigned char> memory(shared_bytes + kGuardBytes + 128);
-  const auto start = (reinterpret_cast<uintptr_t>(memory.data()) + 127) & ~uintptr_t{127};
+  std::vector<unsigned char> memory(shared_bytes + 2 * kGuardBytes + 128);
+  const auto start = (reinterpret_cast<uintptr_t>(memory.data()) + kGuardBytes + 127) & ~uintptr_t{127};
   shared_memory = reinterpret_cast<unsigned char*>(start);
   grid_size = grid;
   block_size = size;
@@ -290,17 +317,20 @@ void launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void(
   }
 }
 
-void sync_threads() {
+void sync_threads(Line line) {
+  if (block->at_barrier == 0) block->barrier_line = line;
+  require_same_line(block->barrier_line, line);
   if (++block->at_barrier == block->alive) return release_barrier();
   block->warps[running->warp].ready &= ~(uint32_t{1} << running->lane);
   run_another();
 }
 
-void meet(const char* place, void* operand, void (*act)(void* const*)) {
+void meet(const char* step, Line line, void* operand, void (*act)(void* const*)) {
   Warp& warp = block->warps[running->warp];
   const uint32_t bit = uint32_t{1} << running->lane;
-  if (warp.met == 0) warp.place = place;
-  require(std::strcmp(warp.place, place) == 0, "lanes of a warp do different things where they should do one together");
+  if (warp.met == 0) warp.step = step, warp.line = line;
+  require(std::strcmp(warp.step, step) == 0, "lanes of a warp do different things where they should do one together");
+  require_same_line(warp.line, line);
   warp.met |= bit;
   warp.operands[running->lane] = operand;
   if (warp.met == 0xffffffff) {
@@ -318,14 +348,14 @@ void require_shared(const void* p, size_t bytes, const char* what) {
   require(shared_memory <= at && at + bytes <= shared_memory + block->shared_bytes, what);
 }
 
-void load_matrices(uint32_t (&x)[4], const void* row) {
+void load_matrices(uint32_t (&x)[4], const void* row, Line line) {
   require_shared(row, 16, "load_matrices wants rows in shared memory");
   require_aligned(row, "load_matrices wants rows at multiples of 16 bytes");
   struct Operand {
     uint32_t* x;
     const void* row;
   } mine{x, row};
-  meet("load_matrices", &mine, [](void* const* operands) {
+  meet("load_matrices", line, &mine, [](void* const* operands) {
     for (int lane = 0; lane < 32; ++lane) {
       for (int matrix = 0; matrix < 4; ++matrix) {
         const void* from = static_cast<Operand*>(operands[matrix * 8 + lane / 4])->row;
@@ -336,12 +366,12 @@ void load_matrices(uint32_t (&x)[4], const void* row) {
   });
 }
 
-void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  multiply<cuda::Half>("multiply_add of halves", d, a, b0, b1);
+void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Line line) {
+  multiply<cuda::Half>("multiply_add of halves", line, d, a, b0, b1);
 }
 
-void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  multiply<cuda::Bfloat16>("multiply_add of bfloat16s", d, a, b0, b1);
+void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Line line) {
+  multiply<cuda::Bfloat16>("multiply_add of bfloat16s", line, d, a, b0, b1);
 }
 
 void copy_async16(void* shared, const void* global, bool inside) {

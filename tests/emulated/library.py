@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,43 +22,55 @@ from torch import Tensor
 ROOT = Path(__file__).parents[2]
 CSRC = Path(os.environ.get("PYUNETSEP_EMULATED_SOURCES", ROOT / "csrc"))  # another tree: `make mutate`
 EXPORTS = Path(__file__).parent
+BUILD = CSRC.parent / "build" / "emulated"
 COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
 FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fPIC", "-Wall", "-Werror"]
-FLAGS += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}"]
+FLAGS += ["-Wno-unknown-pragmas", "-fno-strict-aliasing"]
 GUARD = 64  # elements before and after each array
 
 Number = int | float
 
 
-def compile_library(target: Path, sources: Iterable[Path], *flags: str) -> ctypes.CDLL:
-    """The sources as a shared library in which nothing is missing."""
+def with_headers(source: Path) -> list[Path]:
+    """The source and what it includes of ours."""
+    found = [source]
+    for path in found:
+        for name in re.findall(r'^ *#include "(.+)"', path.read_text(), re.MULTILINE):
+            header = next(folder / name for folder in (path.parent, CSRC) if (folder / name).is_file()).resolve()
+            if header not in found:
+                found.append(header)
+    return found
+
+
+def compile_library(sources: Iterable[Path], *flags: str) -> ctypes.CDLL:
+    """The sources as a shared library in which nothing is missing. Compiles those that have changed."""
+
+    def key_of(*parts: bytes | str) -> str:
+        return hashlib.sha256(repr((COMPILER, FLAGS, flags, parts)).encode()).hexdigest()[:12]
+
+    def build(target: Path, *arguments: str | Path) -> Path:
+        if not target.exists():
+            building = target.with_suffix(f".{os.getpid()}{target.suffix}")
+            subprocess.run([*COMPILER, *arguments, "-o", building], check=True)
+            building.replace(target)
+        return target
 
     def compile_one(source: Path) -> Path:
-        compiled = target.with_suffix(f".{source.name}.o")
-        subprocess.run([*COMPILER, *FLAGS, *flags, "-c", "-x", "c++", source, "-o", compiled], check=True)
-        return compiled
+        target = BUILD / f"{source.name}-{key_of(*(path.read_bytes() for path in with_headers(source)))}.o"
+        return build(target, *FLAGS, f"-I{CSRC}", *flags, "-c", "-x", "c++", source)
 
+    BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
-    link = ["-Wl,-z,defs"] if sys.platform == "linux" else []  # elsewhere linkers insist anyway
-    building = target.with_suffix(f".{os.getpid()}.so")
-    subprocess.run([*COMPILER, "-shared", *link, *objects, "-o", building], check=True)
-    building.replace(target)
-    return ctypes.CDLL(str(target))
+    link = ["-shared", *(["-Wl,-z,defs"] if sys.platform == "linux" else [])]  # elsewhere linkers insist anyway
+    return ctypes.CDLL(str(build(BUILD / f"kernels-{key_of(*(path.name for path in objects))}.so", *link, *objects)))
 
 
 def emulated_library() -> ctypes.CDLL:
-    """All kernels with their exports; built anew when a source has changed."""
-    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "emulation" / "emulation.cpp"]
-    sources += sorted(EXPORTS.glob("exports*.cpp"))
-    headers = [*CSRC.glob("*.h"), *CSRC.glob("*/*.h"), *CSRC.glob("*/*.cuh"), *EXPORTS.glob("*.h")]
-    content = b"".join(path.read_bytes() for path in sorted({*sources, *headers}))
-    key = hashlib.sha256(content + repr((COMPILER, FLAGS)).encode()).hexdigest()[:12]
-    folder = ROOT / "build" / f"emulated-{key}"
-    if not (folder / "kernels.so").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        return compile_library(folder / "kernels.so", sources, "-DPYUNETSEP_EMULATION")
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    """All kernels with their exports."""
+    sources = [*sorted((CSRC / "cuda").glob("*.c*")), CSRC / "emulation" / "emulation.cpp"]
+    sources = [path for path in sources if path.name != "unavailable.cpp" and path.suffix in (".cu", ".cpp")]
+    return compile_library([*sources, *sorted(EXPORTS.glob("exports*.cpp"))], "-DPYUNETSEP_EMULATION")
 
 
 class Emulated:
