@@ -1,21 +1,8 @@
 #include "exports.h"
 
-#ifdef PYUNETSEP_EMULATION
-#include "emulation/device.cuh"
-#endif
-
 using exports::kQueue, exports::message_of;
 
 extern "C" {
-
-#ifdef PYUNETSEP_EMULATION
-void set_order(int reversed, int early_copies) {
-  pyunetsep::emulation::reversed = reversed != 0;
-  pyunetsep::emulation::early_copies = early_copies != 0;
-}
-
-void set_multiprocessors(int count) { pyunetsep::emulation::multiprocessors = count; }
-#endif
 
 #define EXPORT(T, NAME)                                                                                          \
   const char* ratio_mask_##NAME(const T* magnitudes, const T* mixture, T* masks, int64_t stems, int64_t points,  \
