@@ -36,8 +36,8 @@ struct OverlapAdd {
   int64_t length;      // (frame_count - 1) hop_length + n_fft
 };
 
-// Fourier transforms on the CPU. A real transform of n_fft samples runs as a complex one of points = n_fft / 2. This is
-// cut into two factors, the smaller first, and each of these again.
+// A real Fourier transform of n_fft samples runs as a complex one of points = n_fft / 2. On the CPU this is cut into two
+// factors, the smaller first, and each of these again.
 constexpr int64_t kMinFftPoints = 16, kMaxFftPoints = 4096;
 
 static constexpr int64_t smaller_factor(int64_t power_of_two) {
@@ -56,10 +56,11 @@ struct FftTables {
 
 // spectrum[k] = Fourier transform of window * wave[k hop_length ... + n_fft] for each frame k, and in a band of it
 // magnitude = |spectrum|.
-struct Stft {
+template <typename Tables>  // FftTables, or cuda::FftRoots
+struct StftWith {
   const float* wave;    // [rows, ...], rows wave_stride apart
   const float* window;  // [n_fft]
-  float* spectrum;      // [rows, frame_count, n_fft / 2 + 1, 2], re and im
+  float* spectrum;      // [rows, frame_count, n_fft / 2 + 1, 2], re and im; on CUDA null: not wanted
   float* magnitude;     // [rows, frame_count, bins]
   int64_t rows;
   int64_t frame_count;
@@ -67,12 +68,14 @@ struct Stft {
   int64_t hop_length;
   int64_t first_bin;
   int64_t bins;
-  FftTables tables;  // of n_fft / 2 points
+  Tables tables;  // of n_fft / 2 points
 };
+using Stft = StftWith<FftTables>;
 
 // The frames of spectrum times mask, transformed back, weighted and added up. The bins below the mask's band take its
 // first value; those above take the frame's gain, but where there is one alone it takes the mask's last value.
-struct MaskedIstft {
+template <typename Tables>
+struct MaskedIstftWith {
   const float* spectrum;  // [rows, frame_count, n_fft / 2 + 1, 2], re and im; rows and frames with strides
   const float* mask;      // [stems * rows, frame_count, bins]; rows and frames with strides
   const float* gain;      // [stems * rows, frame_count]
@@ -88,9 +91,10 @@ struct MaskedIstft {
   int64_t hop_length;
   int64_t first_bin;
   int64_t bins;
-  int64_t length;    // (frame_count - 1) hop_length + n_fft
-  FftTables tables;  // of n_fft / 2 points
+  int64_t length;  // (frame_count - 1) hop_length + n_fft
+  Tables tables;   // of n_fft / 2 points
 };
+using MaskedIstft = MaskedIstftWith<FftTables>;
 
 namespace cpu {
 
@@ -234,6 +238,29 @@ void ratio_mask(const RatioMask<double>& args, Queue queue);
 
 void overlap_add(const OverlapAdd<float>& args, Queue queue);
 void overlap_add(const OverlapAdd<double>& args, Queue queue);
+
+// What a Fourier transform of n_fft samples looks up, for the caller to put on the device.
+std::vector<float> fft_roots(int64_t n_fft);
+
+struct FftRoots {
+  int64_t points;
+  const float* roots;
+};
+using Stft = StftWith<FftRoots>;
+using MaskedIstft = MaskedIstftWith<FftRoots>;
+
+// masked_istft of the first frames of a wave's spectrum, which is made on the way and never stored.
+struct MaskWave {
+  const float* wave;    // [rows, ...], rows wave_stride apart
+  const float* window;  // [n_fft], for the way to the spectrum; that of `inverse` is for the way back
+  int64_t wave_stride;
+  MaskedIstft inverse;  // whose spectrum is null
+};
+
+// Windows and spectra lie at multiples of 8 bytes.
+void stft(const Stft& args, Queue queue);
+void masked_istft(const MaskedIstft& args, Queue queue);
+void mask_wave(const MaskWave& args, Queue queue);
 
 }  // namespace cuda
 }  // namespace pyunetsep

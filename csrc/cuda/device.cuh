@@ -79,6 +79,12 @@ __device__ __forceinline__ void store16(void* p, uint4 x) { *static_cast<uint4*>
 // What another block has written meanwhile: past the first cache level.
 __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
 
+// x, of which the compiler knows nothing any more: what is made of it is not made ahead and kept in registers.
+__device__ __forceinline__ int unknown(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- Together, all lanes of a warp:
 
 // Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones) from shared memory; lane l gives the address of row l % 8

@@ -21,4 +21,9 @@ void ratio_mask(const RatioMask<double>&, Queue) { unavailable(); }
 void overlap_add(const OverlapAdd<float>&, Queue) { unavailable(); }
 void overlap_add(const OverlapAdd<double>&, Queue) { unavailable(); }
 
+std::vector<float> fft_roots(int64_t) { unavailable(); }
+void stft(const Stft&, Queue) { unavailable(); }
+void masked_istft(const MaskedIstft&, Queue) { unavailable(); }
+void mask_wave(const MaskWave&, Queue) { unavailable(); }
+
 }  // namespace pyunetsep::cuda

@@ -197,6 +197,7 @@ inline void store8(void* p, uint2 x) {
   std::memcpy(p, &x, 8);
 }
 inline float load_fresh(const float* p) { return *p; }
+inline int unknown(int x) { return x; }
 inline uint4 load16(const void* p) {
   emulation::require_aligned(p, "load16 wants an address that is a multiple of 16");
   uint4 x;
