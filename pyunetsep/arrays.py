@@ -1,4 +1,7 @@
-"""Array <-> waves. Layout follows type, never shape; what comes out is what went in: type, dtype, shape, device."""
+"""Array <-> waves. Layout follows type, never shape; what comes out is what went in: type, dtype, shape, device.
+
+Waves of an array are arrays, those of a tensor tensors, where it is.
+"""
 
 from __future__ import annotations
 
@@ -53,40 +56,55 @@ class ArrayLayout:
             )
         self.audio, self.shape = audio, songs.shape
         # as much precision as the samples have, and no more
-        self.working = np.float64 if self.dtype in ("int32", "float64") else np.float32
-        self.songs: list[Wave] = [self._as_wave(song) for song in songs]
+        double = self.dtype in ("int32", "float64")
+        self.working = torch.float64 if double else torch.float32
+        self.songs: list[Wave | torch.Tensor] = []
+        for song in songs:
+            if isinstance(song, torch.Tensor):
+                wave = song.detach().to(self.working)
+            else:
+                wave = song.astype(np.float64 if double else np.float32, copy=False)
+            self.songs.append(wave / SCALES[self.dtype] if self.dtype in SCALES else wave)
 
-    def _as_wave(self, song: Any) -> Wave:
-        if isinstance(song, torch.Tensor):
-            song = song.detach().to("cpu", torch.float64 if self.working is np.float64 else torch.float32).numpy()
-        wave = song.astype(self.working, copy=False)
-        return wave / self.working(SCALES[self.dtype]) if self.dtype in SCALES else wave
+    def stem(self, song: int) -> torch.Tensor:
+        """A new wave, laid out in memory like that song."""
+        wave = self.songs[song]
+        return torch.empty_like(wave) if isinstance(wave, torch.Tensor) else torch.from_numpy(np.empty_like(wave))
 
-    def restore(self, waves: list[Wave], name: str) -> Any:
+    def restore(self, waves: list[torch.Tensor], name: str) -> Any:
         """[channels, samples] of each song -> an array like the one read; `name` is the stem's, for the warning."""
         if len(waves) == 1:
             stacked = waves[0][None]  # no copy: a song may be the largest thing in memory
+        elif waves:
+            stacked = torch.stack(waves)
         else:
-            stacked = np.stack(waves) if waves else np.zeros(self.shape, self.working)
+            stacked = torch.zeros(self.shape, dtype=self.working, device=self.audio.device)
         if self.dtype in SCALES:
             stacked = self._as_integers(stacked, name)
         if isinstance(self.audio, torch.Tensor):
-            tensor = torch.from_numpy(np.ascontiguousarray(stacked)).reshape(self.audio.shape)
-            return tensor.to(self.audio.device, self.audio.dtype)
-        array = stacked[0].T.astype(self.audio.dtype, copy=False)
+            return stacked.contiguous().reshape(self.audio.shape).to(self.audio.dtype)
+        array = stacked[0].T.numpy().astype(self.audio.dtype, copy=False)
         return np.ascontiguousarray(array.reshape(self.audio.shape))
 
-    def _as_integers(self, waves: Wave, name: str) -> Any:
-        limits = np.iinfo(self.dtype)
-        peak = float(np.abs(waves).max(initial=0.0))
+    def _as_integers(self, waves: torch.Tensor, name: str) -> torch.Tensor:
+        dtype = getattr(torch, self.dtype)
+        limits = torch.iinfo(dtype)
+        peak = loudest(waves)
         if peak * SCALES[self.dtype] > limits.max + 1:
             warnings.warn(
                 f"{name} peaks at {peak:.4f} of full scale and was clipped; rescale=True turns all stems down together",
                 ClippingWarning,
                 stacklevel=4,
             )
-        scaled = np.rint(waves.astype(np.float64) * SCALES[self.dtype])
-        return np.clip(scaled, limits.min, limits.max).astype(self.dtype)
+        return (waves.double() * SCALES[self.dtype]).round_().clamp_(limits.min, limits.max).to(dtype)
+
+
+def loudest(wave: torch.Tensor) -> float:
+    """The largest magnitude of a sample."""
+    if not wave.numel():
+        return 0.0
+    lowest, highest = torch.aminmax(wave)
+    return float(torch.maximum(-lowest, highest))
 
 
 def _tensor_songs(audio: torch.Tensor) -> torch.Tensor:

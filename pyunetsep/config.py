@@ -72,10 +72,8 @@ def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
 def _typed(hint: Any, value: object, where: str) -> Any:
     """`value` as the annotated type `hint`, or a ValueError."""
     origin = typing.get_origin(hint)
-    if origin is types.UnionType:  # "int | None"
-        if value is None:
-            return None
-        hint = typing.get_args(hint)[0]
+    if origin in (types.UnionType, typing.Union):  # "int | None"
+        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):
             return value
@@ -200,7 +198,10 @@ class SeparatorConfig(_Checked):
     grids: int | None = None  # frame grids, shifted by hop / grids each; None: as many as an even resynthesis needs
     additive: bool = True  # ratio masks, and the last stem is the mixture less the others: the sum is the mixture
     mask_extension: Literal["zeros", "average", "upper"] = "upper"  # the mask outside the network's band
-    batch_patches: int | None = None  # patches that go through a network at once; None: 16 on a GPU, 1 to 4 on a CPU
+    # Patches that go through a network at once; None: by their size, up to 128 on a GPU and 4 on a CPU. A GPU that has
+    # not the memory gets fewer.
+    batch_patches: int | None = None
+    precision: Literal["float32", "float16", "bfloat16"] | None = None  # of the networks; None: float16 on a GPU
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,7 +212,7 @@ class SeparatorConfig(_Checked):
             _check(self, "batch_patches", 1, 1024)
 
 
-EXACT = SeparatorConfig(overlap=0.0, grids=1, additive=False, mask_extension="zeros")
+EXACT = SeparatorConfig(overlap=0.0, grids=1, additive=False, mask_extension="zeros", precision="float32")
 
 JANSSON2017 = ModelConfig(  # Jansson et al., ISMIR 2017
     stems=("vocals", "accompaniment"),

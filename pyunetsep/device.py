@@ -44,4 +44,6 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
             raise DeviceError(f"device {str(name)!r} cannot be used: {obstacle}")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise DeviceError(f"device {str(name)!r} cannot be used: torch sees {torch.cuda.device_count()} GPU(s)")
+        if device.index is None:  # as tensors name where they are
+            return torch.device("cuda", torch.cuda.current_device())
     return device

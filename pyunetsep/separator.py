@@ -17,22 +17,25 @@ import numpy as np
 import torch
 
 from . import models
-from .arrays import MAX_CHANNELS, ArrayLayout
+from .arrays import MAX_CHANNELS, ArrayLayout, loudest
 from .audio import AudioReader, Wave, output_format
 from .checkpoint import Checkpoint
 from .config import EXACT, SeparatorConfig
 from .device import choose_device
+from .engine import Engine, Estimator, Networks, batch_patches
 from .errors import Cancelled, DeviceError, InvalidAudioError
 from .ops import kernels_enabled
 from .song_files import FileResult, StrPath, check_batch, check_outputs, rescaled, stem_paths, write_stems
 from .stream import Check, SongPeaks, StemStream
+from .transfers import Fetched, Transfers, ahead
 from .unet import UNet
 from .unet_plan import UNetPlan
-from .unmixer import batch_patches
 
 DEFAULT_MODEL = "spleeter-2stems"
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 5.0  # what is read, and reported as progress, at a time
+CUDA_BLOCK_S = 30.0  # a GPU takes milliseconds for it
+CPU = torch.device("cpu")
 
 Progress = Callable[[float, float], object]  # seconds done, seconds in all
 Stem = str | Sequence[str] | None
@@ -101,22 +104,24 @@ class Separator:
         self.model, self.info = checkpoint.config, checkpoint.info
         self.device = choose_device(device)
         self.config = config or SeparatorConfig()
+        _check_precision(self.config, self.device)
         self.networks = {
             stem: copy.deepcopy(network).to(self.device).eval().requires_grad_(False)
             for stem, network in checkpoint.networks.items()
         }
         self._plans: dict[str, UNetPlan] = {}
+        self._engines: dict[tuple[bool, str], Engine] = {}  # by whether kernels run, and in which precision
         self._preparing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Separator({self.info.name!r}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_plans", "_preparing")}
+        return {name: value for name, value in vars(self).items() if name not in ("_plans", "_engines", "_preparing")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy makes its own plans."""
-        vars(self).update(state, _plans={}, _preparing=threading.Lock())
+        vars(self).update(state, _plans={}, _engines={}, _preparing=threading.Lock())
 
     @classmethod
     def from_pretrained(
@@ -129,6 +134,7 @@ class Separator:
     ) -> Separator:
         """Loads a registered model by name (fetched on first use unless `offline`), or a file or folder by path."""
         device = choose_device(device)  # before any download
+        _check_precision(config or SeparatorConfig(), device)
         return cls(models.load(model, offline=offline), device=device, config=config)
 
     def __call__(
@@ -147,21 +153,26 @@ class Separator:
         layout = ArrayLayout(audio)
         rate_hz = _checked_rate(sample_rate)
         stems = self._stems(stem)
-        songs: list[dict[str, Wave]] = []
-        for wave in layout.songs:
-            report = _share(progress, len(songs), len(layout.songs))
-            name = f"song {len(songs)}: " if len(layout.songs) > 1 else ""
-            run = _Run(self, stems, self._config(exact), sanitize, report, cancel, name=name)
-            song = _ArraySong(wave, rate_hz)
-            songs.append(
-                _collect(
-                    run.separate(song, run.peaks(song.open)),
-                    {name: np.empty_like(wave) for name in stems},
-                )
-            )
+        runs, songs, results = [], [], []
+        for i, wave in enumerate(layout.songs):
+            report = _share(progress, i, len(layout.songs))
+            name = f"song {i}: " if len(layout.songs) > 1 else ""
+            runs.append(_Run(self, stems, self._config(exact), sanitize, report, cancel, name=name))
+            songs.append(_ArraySong(wave, rate_hz))
+            results.append({stem: layout.stem(i) for stem in stems})
+        # across songs as well, a GPU works on one block while the one before comes back
+        started = (
+            (i, block)
+            for i, song in enumerate(songs)
+            for block in runs[i].start(song, runs[i].peaks(song.open), song.device)
+        )
+        done = [0] * len(songs)
+        for i, block in ahead(started, self._ahead):
+            done[i] = _fill(results[i], block, done[i])
+            runs[i].report(songs[i], done[i])
         if rescale:
-            _rescale(songs)
-        return {name: layout.restore([waves[name] for waves in songs], name) for name in stems}
+            _rescale(results)
+        return {name: layout.restore([waves[name] for waves in results], name) for name in stems}
 
     def separate_file(
         self,
@@ -250,23 +261,51 @@ class Separator:
             error = DeviceError(f"{os.fspath(path)}: {self.device} is out of memory; {hint}")
         return FileResult(os.fspath(path), error=error)
 
-    def _estimators(self) -> Mapping[str, UNet | UNetPlan]:
-        """The networks in the form that runs fastest: compiled plans on a CPU, made when first asked for."""
+    def _engine(self, config: SeparatorConfig) -> Engine:
+        """The networks in the form that runs fastest, made when first asked for."""
+        with_kernels = kernels_enabled() and all(network.dtype == torch.float32 for network in self.networks.values())
+        planned = with_kernels and self.device.type == "cuda"
+        precision = config.precision or ("float16" if planned else "float32")
+        if precision != "float32" and not planned:
+            raise ValueError(
+                f"precision {precision} needs the kernels (no PYUNETSEP_KERNELS=0) and a model in float32, got "
+                f"{next(iter(self.networks.values())).dtype}"
+            )
         with self._preparing:
-            planned = all(network.dtype == torch.float32 for network in self.networks.values())
-            if self.device.type != "cpu" or not planned or not kernels_enabled():
-                for network in self.networks.values():  # the layout that PyTorch's convolutions are fastest in
-                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                return self.networks
-            for stem, network in self.networks.items():
-                if stem not in self._plans:
-                    self._plans[stem] = UNetPlan(
-                        network,
-                        bins=self.model.spectrogram.bins,
-                        frames=self.model.patch_frames,
-                        batch=batch_patches(self.model, self.config, self.device),
-                    )
-            return self._plans
+            key = with_kernels, precision
+            if key not in self._engines:
+                estimator: Estimator
+                if planned:
+                    from .cuda_plan import CudaPlan
+
+                    estimator = CudaPlan(self.networks, device=self.device, precision=getattr(torch, precision))
+                else:
+                    estimator = Networks(self._estimators())
+                batch = batch_patches(self.model, self.config, self.device)
+                self._engines[key] = Engine(estimator, batch, graphs=planned)
+            return self._engines[key]
+
+    def _estimators(self) -> Mapping[str, UNet | UNetPlan]:
+        """The networks one by one: compiled plans on a CPU."""
+        planned = all(network.dtype == torch.float32 for network in self.networks.values())
+        if self.device.type != "cpu" or not planned or not kernels_enabled():
+            for network in self.networks.values():  # the layout that PyTorch's convolutions are fastest in
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return self.networks
+        for stem, network in self.networks.items():
+            if stem not in self._plans:
+                self._plans[stem] = UNetPlan(
+                    network,
+                    bins=self.model.spectrogram.bins,
+                    frames=self.model.patch_frames,
+                    batch=batch_patches(self.model, self.config, self.device),
+                )
+        return self._plans
+
+    @property
+    def _ahead(self) -> int:
+        """How many blocks are begun before one is waited for."""
+        return 1 if self.device.type == "cuda" else 0
 
     def _stems(self, stem: Stem) -> list[str]:
         names = list(self.model.stems) if stem is None else [stem] if isinstance(stem, str) else list(stem)
@@ -276,7 +315,10 @@ class Separator:
         return [name for name in self.model.stems if name in names]
 
     def _config(self, exact: bool) -> SeparatorConfig:
-        return dataclasses.replace(EXACT, batch_patches=self.config.batch_patches) if exact else self.config
+        if not exact:
+            return self.config
+        precision = self.config.precision or EXACT.precision
+        return dataclasses.replace(EXACT, batch_patches=self.config.batch_patches, precision=precision)
 
 
 class _Song(Protocol):
@@ -289,18 +331,19 @@ class _Song(Protocol):
     @property
     def samples(self) -> int: ...
 
-    def blocks(self, samples: int) -> Iterator[Wave]: ...
+    def blocks(self, samples: int) -> Iterator[Wave] | Iterator[torch.Tensor]: ...
 
 
 class _ArraySong:
-    def __init__(self, wave: Wave, sample_rate_hz: int) -> None:
+    def __init__(self, wave: Wave | torch.Tensor, sample_rate_hz: int) -> None:
         self.wave, self.sample_rate_hz = wave, sample_rate_hz
-        self.channels, self.samples = wave.shape
+        self.channels, self.samples = int(wave.shape[0]), int(wave.shape[1])
+        self.device = wave.device if isinstance(wave, torch.Tensor) else CPU
 
     def open(self) -> AbstractContextManager[_ArraySong]:
         return nullcontext(self)
 
-    def blocks(self, samples: int) -> Iterator[Wave]:
+    def blocks(self, samples: int) -> Iterator[Any]:
         for start in range(0, self.samples, samples):
             yield self.wave[:, start : start + samples]
 
@@ -325,33 +368,45 @@ class _Run:
             return None
         with open_song() as song:
             peaks = SongPeaks(separator.model, self.config, song.sample_rate_hz, song.channels, separator.device)
-            for block in self._blocks(song):
+            for block in self._blocks(song, Transfers(separator.device)):
                 peaks.push(block)
             return peaks.flush()
 
+    def start(
+        self, song: _Song, peaks: list[torch.Tensor] | None, home: torch.device = CPU
+    ) -> Iterator[dict[str, Fetched]]:
+        """Sets out on one block of the song after the other; what comes back to `home` are the stems' next samples."""
+        model, engine = self.separator.model, self.separator._engine(self.config)
+        stream = StemStream(model, engine, self.config, song.sample_rate_hz, song.channels, self.stems, peaks=peaks)
+        for block in self._blocks(song, stream.transfers):
+            yield {name: stream.transfers.fetch(wave, home) for name, wave in stream.push(block).items()}
+        if song.samples:
+            yield {name: stream.transfers.fetch(wave, home) for name, wave in stream.flush().items()}
+
     def separate(self, song: _Song, peaks: list[torch.Tensor] | None) -> Iterator[dict[str, Wave]]:
         """Yields the song's stems, block by block."""
-        model, networks = self.separator.model, self.separator._estimators()
-        stream = StemStream(model, networks, self.config, song.sample_rate_hz, song.channels, self.stems, peaks=peaks)
         done = 0
-        for block in self._blocks(song):
-            stems = stream.push(block)
+        for block in ahead(self.start(song, peaks), self.separator._ahead):
+            stems = {name: fetched.wait().numpy() for name, fetched in block.items()}
             done += stems[self.stems[0]].shape[-1]
-            self._report(song, done)
+            self.report(song, done)
             yield stems
-        if song.samples:
-            yield stream.flush()
-            self._report(song, song.samples)
 
-    def _blocks(self, song: _Song) -> Iterator[Wave]:
+    def report(self, song: _Song, done: int) -> None:
+        """Tells of so many samples done."""
+        if self.progress is not None:
+            self.progress(done / song.sample_rate_hz, song.samples / song.sample_rate_hz)
+
+    def _blocks(self, song: _Song, transfers: Transfers) -> Iterator[torch.Tensor]:
         """The song's blocks, checked, until the call is cancelled."""
         check = Check(
             song.sample_rate_hz, sanitize=self.sanitize, first_sample=round(self.first_s * song.sample_rate_hz)
         )
-        for block in song.blocks(max(1, round(BLOCK_S * song.sample_rate_hz))):
+        block_s = CUDA_BLOCK_S if self.separator.device.type == "cuda" else BLOCK_S
+        for block in song.blocks(max(1, round(block_s * song.sample_rate_hz))):
             self._stop_if_cancelled()
             try:
-                yield check(block)
+                yield check(transfers.staged(block))
             except InvalidAudioError as error:
                 raise InvalidAudioError(f"{self.name}{error}") from None
         self._stop_if_cancelled()
@@ -359,10 +414,6 @@ class _Run:
     def _stop_if_cancelled(self) -> None:
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(f"{self.name}cancelled")
-
-    def _report(self, song: _Song, done: int) -> None:
-        if self.progress is not None:
-            self.progress(done / song.sample_rate_hz, song.samples / song.sample_rate_hz)
 
 
 def _share(progress: Progress | None, song: int, songs: int) -> Progress | None:
@@ -372,25 +423,32 @@ def _share(progress: Progress | None, song: int, songs: int) -> Progress | None:
     return lambda done_s, total_s: progress(song * total_s + done_s, songs * total_s)
 
 
-def _collect(blocks: Iterator[dict[str, Wave]], stems: dict[str, Wave]) -> dict[str, Wave]:
-    """Fills `stems` with the blocks, one after the other."""
-    done = 0
-    for block in blocks:
-        for name, wave in block.items():
-            # channel by channel: both at once, NumPy would walk along the channels, which are few
-            for channel, samples in zip(stems[name], wave, strict=True):
-                channel[done : done + len(samples)] = samples
-        done += next(iter(block.values())).shape[-1]
-    return stems
+def _fill(stems: dict[str, torch.Tensor], block: dict[str, Fetched], done: int) -> int:
+    """Puts a block behind the first `done` samples of `stems`; returns how many there are then."""
+    samples = 0
+    for name, fetched in block.items():
+        wave = fetched.wait()
+        samples = wave.shape[-1]
+        # channel by channel: both at once, the copy would walk along the channels, which are few
+        for channel, part in zip(stems[name], wave, strict=True):
+            channel[done : done + samples] = part
+    return done + samples
 
 
-def _rescale(songs: list[dict[str, Wave]]) -> None:
+def _rescale(songs: list[dict[str, torch.Tensor]]) -> None:
     """Turns all stems of all songs down by one factor, in place, until the loudest fits full scale."""
-    peak = max((float(np.abs(wave).max(initial=0.0)) for waves in songs for wave in waves.values()), default=0.0)
+    peak = max((loudest(wave) for waves in songs for wave in waves.values()), default=0.0)
     if peak > 1.0:
         for waves in songs:
             for wave in waves.values():
                 wave /= peak
+
+
+def _check_precision(config: SeparatorConfig, device: torch.device) -> None:
+    if device.type == "cpu" and config.precision not in (None, "float32"):
+        raise ValueError(
+            f"precision must be float32 on a CPU, got {config.precision!r}; float16 and bfloat16 are for a GPU"
+        )
 
 
 def _checked_rate(sample_rate: object) -> int:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .audio import Resampler, SampleQueue, Wave
+from .audio import Resampler, Wave
 from .config import ModelConfig, SeparatorConfig
+from .engine import Engine
 from .errors import InvalidAudioError
 from .spectrogram import Spectrogram
+from .transfers import Transfers
 from .unet import UNet
 from .unet_plan import UNetPlan
 from .unmixer import PeakMeter, Unmixer, joined
 
 LOUDEST = 1e10  # full scale is 1; far beyond, squares of magnitudes leave the range of float32
+CPU = torch.device("cpu")
 
 
 class Check:
@@ -26,18 +31,21 @@ class Check:
         """`first_sample`: where the song was entered, so that messages count from its beginning."""
         self.sample_rate_hz, self.sanitize, self.position = sample_rate_hz, sanitize, first_sample
 
-    def __call__(self, wave: Wave) -> Wave:
+    def __call__(self, wave: Tensor) -> Tensor:
         """[channels, samples], finite, or an InvalidAudioError that names the first sample that is not."""
         self.position += wave.shape[-1]
-        if wave.size == 0 or (wave.min() >= -LOUDEST and wave.max() <= LOUDEST):  # false for NaN
+        if wave.numel() == 0:
             return wave
-        good = np.abs(wave) <= LOUDEST
+        lowest, highest = torch.aminmax(wave)
+        if (lowest >= -LOUDEST) & (highest <= LOUDEST):  # false for NaN
+            return wave
+        good = wave.abs() <= LOUDEST
         if self.sanitize:
-            return np.where(good, wave, wave.dtype.type(0))
-        sample, channel = np.argwhere(~good.T)[0]
+            return torch.where(good, wave, 0.0)
+        sample, channel = (~good).mT.nonzero()[0].tolist()
         place = self.position - wave.shape[-1] + sample
         raise InvalidAudioError(
-            f"audio must be finite and below {LOUDEST:g} times full scale, got {wave[channel, sample]} at sample "
+            f"audio must be finite and below {LOUDEST:g} times full scale, got {wave[channel, sample]:g} at sample "
             f"{place} ({place / self.sample_rate_hz:.3f} s) of channel {channel}; sanitize=True (--sanitize) makes it 0"
         )
 
@@ -48,22 +56,22 @@ class SongPeaks:
     def __init__(
         self, model: ModelConfig, config: SeparatorConfig, sample_rate_hz: int, channels: int, device: torch.device
     ) -> None:
-        self.down = Resampler(sample_rate_hz, model.spectrogram.sample_rate_hz, channels)
+        self.down = _Down(sample_rate_hz, model.spectrogram.sample_rate_hz, channels)
         self.groups = channel_groups(channels, model.unet.input_channels)
         self.meters = [PeakMeter(model, config, group.stop - group.start, device) for group in self.groups]
 
-    def push(self, wave: Wave) -> None:
+    def push(self, wave: Tensor) -> None:
         """[channels, samples]"""
-        self._measure(self.down.push(_own_float32(wave)))
+        self._measure(self.down.push(wave))
 
-    def flush(self) -> list[torch.Tensor]:
+    def flush(self) -> list[Tensor]:
         """One scalar a group."""
         self._measure(self.down.flush())
         return [meter.flush() for meter in self.meters]
 
-    def _measure(self, narrow: Wave) -> None:
+    def _measure(self, narrow: Tensor) -> None:
         for meter, group in zip(self.meters, self.groups, strict=True):
-            meter.push(torch.from_numpy(narrow[group]))
+            meter.push(narrow[group])
 
 
 class StemStream:
@@ -75,18 +83,20 @@ class StemStream:
 
     so what the model's rate cannot hold (the highs) is shared out as well, by the gain that the masks give to the bins
     above the network's band. The last stem is the mixture less all others, hence the sum is the mixture.
+
+    All that happens where the networks are, but resampling and what comes after it in main memory.
     """
 
     def __init__(
         self,
         model: ModelConfig,
-        networks: Mapping[str, UNet | UNetPlan],
+        networks: Mapping[str, UNet | UNetPlan] | Engine,
         config: SeparatorConfig,
         sample_rate_hz: int,
         channels: int,
         stems: Sequence[str],
         *,
-        peaks: Sequence[torch.Tensor] | None = None,
+        peaks: Sequence[Tensor] | None = None,
     ) -> None:
         """`stems` names those to give back; `peaks` are the song's, for models normalised by them."""
         self.stems = list(stems)
@@ -101,54 +111,85 @@ class StemStream:
             Unmixer(model, networks, config, group.stop - group.start, self.made, peak=peaks[i] if peaks else None)
             for i, group in enumerate(self.groups)
         ]
+        self.transfers = Transfers(self.unmixers[0].pending.device)
         model_rate_hz = model.spectrogram.sample_rate_hz
-        self.shares_rest = config.additive and sample_rate_hz != model_rate_hz
-        self.down = Resampler(sample_rate_hz, model_rate_hz, channels)
+        self.resampled = sample_rate_hz != model_rate_hz
+        self.shares_rest = config.additive and self.resampled
+        self.device = CPU if self.resampled else self.transfers.device
+        self.down = _Down(sample_rate_hz, model_rate_hz, channels)
         # the stems, and below them what is left of the mixture after the way down and up again
         self.up = Resampler(model_rate_hz, sample_rate_hz, (len(self.made) + self.shares_rest) * channels)
-        self.mixture = SampleQueue(channels)
-        self.narrow = SampleQueue(channels)  # the mixture at the model's rate, until its stems are there
+        self.mixture = _Waiting()
+        self.narrow = _Waiting()  # the mixture at the model's rate, until its stems are there
         frames_per_s = model_rate_hz / self.unmixers[0].spectrogram.hop_length
         self.gains = _Gains(self.unmixers[0].spectrogram, frames_per_s / sample_rate_hz, (len(self.made), channels))
 
-    def push(self, wave: Wave) -> dict[str, Wave]:
-        """[channels, samples], finite -> the stems' next samples, each [channels, samples'], dtype of `wave`."""
+    @torch.inference_mode()
+    def push(self, wave: Tensor) -> dict[str, Tensor]:
+        """[channels, samples], finite -> the stems' next samples, each [channels, samples'], like `wave`, on `device`."""
+        wave = wave.to(self.device) if self.resampled else self.transfers.bring(wave)
         self.mixture.push(wave)
-        return self._advance(self.down.push(_own_float32(wave)), last=False)
+        return self._advance(self.down.push(wave), last=False)
 
-    def flush(self) -> dict[str, Wave]:
+    @torch.inference_mode()
+    def flush(self) -> dict[str, Tensor]:
         """The stems' last samples; as many have then come out as went in."""
         return self._advance(self.down.flush(), last=True)
 
-    def _advance(self, narrow: Wave, *, last: bool) -> dict[str, Wave]:
+    def _advance(self, narrow: Tensor, *, last: bool) -> dict[str, Tensor]:
         stems, gains = self._unmix(narrow, last=last)
+        if self.resampled:
+            made, mixture = self._widened(stems, gains, narrow, last=last)
+        else:
+            made, mixture = stems.float(), self.mixture.pull(stems.shape[-1])
+        waves = dict(zip(self.made, made.to(mixture.dtype), strict=True))
+        if self.remainder in self.stems:
+            waves[self.remainder] = mixture - functools.reduce(torch.add, waves.values())
+        return {name: waves[name] for name in self.stems}
+
+    def _unmix(self, narrow: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+        """[channels, samples] at the model's rate -> stems and gains, [stems, channels, ...], on `device`."""
+        narrow = self.transfers.bring(narrow)
+        stems, gains = [], []
+        for unmixer, group in zip(self.unmixers, self.groups, strict=True):
+            parts = [unmixer.push(narrow[group])]
+            if last:
+                parts.append(unmixer.flush())
+            stems.append(joined([stem for stem, _ in parts], -1))
+            gains.append(joined([gain for _, gain in parts], -1))
+        made, shares = (self.transfers.fetch(joined(rows, 1), self.device) for rows in (stems, gains))
+        return made.wait(), shares.wait()
+
+    def _widened(self, stems: Tensor, gains: Tensor, narrow: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+        """Stems at the model's rate -> stems at the song's, and the mixture of the same samples."""
         self.narrow.push(narrow)
-        mixture_narrow = self.narrow.pull(stems.shape[-1])
-        rows = [*stems, mixture_narrow] if self.shares_rest else [*stems]
+        mixture_narrow = self.narrow.pull(stems.shape[-1]).numpy()
+        rows = [*stems.numpy(), mixture_narrow] if self.shares_rest else [*stems.numpy()]
         wide = self.up.push(rows[0] if len(rows) == 1 else np.concatenate(rows))
         if last:
             wide = np.concatenate((wide, self.up.flush()), axis=-1)
         mixture = self.mixture.pull(wide.shape[-1])  # fewer at the end: the way down and up may add some
         made = wide[:, : mixture.shape[-1]].reshape(len(rows), *mixture.shape)
         if self.shares_rest:
-            self.gains.put(gains)
-            made = made[:-1] + self.gains.take(mixture.shape[-1]) * (mixture - made[-1])
-        waves = dict(zip(self.made, made.astype(mixture.dtype, copy=False), strict=True))
-        if self.remainder in self.stems:
-            waves[self.remainder] = mixture - functools.reduce(np.add, waves.values())
-        return {name: waves[name] for name in self.stems}
+            self.gains.put(gains.numpy())
+            made = made[:-1] + self.gains.take(mixture.shape[-1]) * (mixture.numpy() - made[-1])
+        return torch.from_numpy(made), mixture
 
-    @torch.inference_mode()
-    def _unmix(self, narrow: Wave, *, last: bool) -> tuple[Wave, Wave]:
-        """[channels, samples] at the model's rate -> stems and gains, [stems, channels, ...]."""
-        stems, gains = [], []
-        for unmixer, group in zip(self.unmixers, self.groups, strict=True):
-            parts = [unmixer.push(torch.from_numpy(narrow[group]))]
-            if last:
-                parts.append(unmixer.flush())
-            stems.append(joined([stem for stem, _ in parts], -1))
-            gains.append(joined([gain for _, gain in parts], -1))
-        return joined(stems, 1).cpu().numpy(), joined(gains, 1).cpu().numpy()
+
+class _Down:
+    """The way to the model's rate, in float32: resampling in main memory, or none."""
+
+    def __init__(self, from_hz: int, to_hz: int, channels: int) -> None:
+        self.resampler = None if from_hz == to_hz else Resampler(from_hz, to_hz, channels)
+        self.nothing = torch.zeros(channels, 0)
+
+    def push(self, wave: Tensor) -> Tensor:
+        if self.resampler is None:
+            return wave.float()
+        return torch.from_numpy(self.resampler.push(wave.cpu().numpy()))
+
+    def flush(self) -> Tensor:
+        return self.nothing if self.resampler is None else torch.from_numpy(self.resampler.flush())
 
 
 def channel_groups(channels: int, width: int) -> list[slice]:
@@ -156,9 +197,28 @@ def channel_groups(channels: int, width: int) -> list[slice]:
     return [slice(first, min(first + width, channels)) for first in range(0, channels, width)]
 
 
-def _own_float32(wave: Wave) -> Wave:
-    """A copy that torch can take: contiguous, writable, no stride negative."""
-    return np.array(wave, np.float32, order="C")
+class _Waiting:
+    """First in, first out: waves of any length in, waves of the asked length out."""
+
+    def __init__(self) -> None:
+        self.waves: deque[Tensor] = deque()
+
+    def push(self, wave: Tensor) -> None:
+        if self.waves and not self.waves[0].shape[-1]:
+            self.waves.popleft()
+        if wave.shape[-1] or not self.waves:
+            self.waves.append(wave)
+
+    def pull(self, samples: int) -> Tensor:
+        """The oldest `samples` samples, or all there are; something must have been pushed."""
+        taken = []
+        while True:
+            taken.append(self.waves[0][:, :samples])
+            self.waves[0] = self.waves[0][:, samples:]
+            samples -= taken[-1].shape[-1]
+            if not samples or len(self.waves) == 1:
+                return joined(taken, -1)
+            self.waves.popleft()
 
 
 class _Gains:

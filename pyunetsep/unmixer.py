@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,37 +12,31 @@ from torch.nn import functional
 
 from . import ops
 from .config import ModelConfig, SeparatorConfig
+from .engine import Engine, Estimator, Networks, batch_patches
 from .spectrogram import Spectrogram, default_grids, join_patches, split_patches
 from .unet import UNet
 from .unet_plan import UNetPlan
 
-CPU_BATCH = 2**18  # magnitudes in a network at once
 UPPER_BAND = 0.25  # share of the network's band whose masks speak for the bins above it
 
 
 def make_spectrogram(
     model: ModelConfig, config: SeparatorConfig, device: torch.device, dtype: torch.dtype = torch.float32
-) -> tuple[Spectrogram, int]:
-    """The transform that inference runs on, and its number of shifted grids."""
-    grids = config.grids or default_grids(model.spectrogram)
-    return Spectrogram(model.spectrogram, grids=grids, device=device, dtype=dtype), grids
+) -> Spectrogram:
+    """The transform that inference runs on, its frames those of all shifted grids."""
+    return Spectrogram(model.spectrogram, grids=grids_of(model, config), device=device, dtype=dtype)
 
 
-def batch_patches(model: ModelConfig, config: SeparatorConfig, device: torch.device) -> int:
-    """How many patches go through a network at once."""
-    if config.batch_patches is not None:
-        return config.batch_patches
-    if device.type != "cpu":
-        return 16
-    # On a CPU more patches share each pass over the weights, but fewer stay in the caches and come back sooner.
-    return min(max(1, CPU_BATCH // (model.unet.input_channels * model.spectrogram.bins * model.patch_frames)), 4)
+def grids_of(model: ModelConfig, config: SeparatorConfig) -> int:
+    """The number of shifted grids."""
+    return config.grids or default_grids(model.spectrogram)
 
 
 class PeakMeter:
     """The largest magnitude of a song in the network's band, over the channels that it sees together."""
 
     def __init__(self, model: ModelConfig, config: SeparatorConfig, channels: int, device: torch.device) -> None:
-        self.spectrogram, _ = make_spectrogram(model, config, device)
+        self.spectrogram = make_spectrogram(model, config, device)
         self.pending = torch.zeros(channels, self.spectrogram.n_fft, device=device)
         self.loudest = torch.zeros((), device=device)
 
@@ -67,13 +62,13 @@ class Unmixer:
     However a wave is cut into blocks, it is worked on in the same segments of a few patches, so the stems are the same
     bits, and memory is bounded by a segment. A segment's frames overlap the next one's by a patch's cross-fade.
 
-    Where channels are missing the last one is repeated, and its masks are averaged.
+    A GPU that has not the memory for a segment gets smaller ones: what a segment changes is kept only if it succeeds.
     """
 
     def __init__(
         self,
         model: ModelConfig,
-        networks: Mapping[str, UNet | UNetPlan],
+        networks: Mapping[str, UNet | UNetPlan] | Engine,
         config: SeparatorConfig,
         channels: int,
         stems: Sequence[str],
@@ -81,21 +76,19 @@ class Unmixer:
         peak: Tensor | None = None,
     ) -> None:
         """`stems` names those to synthesise; `peak` is the song's, for models normalised by it."""
-        network = next(iter(networks.values()))
-        device, dtype = network.device, network.dtype
-        self.model, self.networks, self.config, self.stems, self.peak = model, networks, config, stems, peak
-        self.spectrogram, self.grids = make_spectrogram(model, config, device, dtype)
-        self.slots = [min(slot, channels - 1) for slot in range(model.unet.input_channels)]  # the channel of each
-        # the overlap is a multiple of the network's stride: its answer depends on where a patch lies on that grid
-        stride = model.unet.stride
-        self.overlap = round(config.overlap * model.patch_frames / stride) * stride
-        self.patch_stride = model.patch_frames - self.overlap
-        self.batch = batch_patches(model, config, device)
+        if isinstance(networks, Engine):
+            self.engine = networks
+        else:
+            estimator = Networks(networks)
+            self.engine = Engine(estimator, batch_patches(model, config, estimator.device))
+        self.segment = Segment(model, config, self.engine.estimator, channels, tuple(stems))
+        self.spectrogram, self.peak = self.segment.spectrogram, peak
 
         n_fft, hop = self.spectrogram.n_fft, self.spectrogram.hop_length
+        device, dtype = self.engine.estimator.device, self.engine.estimator.dtype
         self.pending = torch.zeros(channels, n_fft, device=device, dtype=dtype)  # from the next frame's first sample on
-        self.faded: Tensor | None = None
         self.tail = torch.zeros(len(stems), channels, n_fft - hop, device=device, dtype=dtype)
+        self.faded: Tensor | None = None
         self.position = -n_fft  # of the next sample to synthesise; the song starts at 0
 
     def push(self, wave: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,10 +99,9 @@ class Unmixer:
             band; the centre of frame k is sample k * hop_length - n_fft / 2.
         """
         self.pending = torch.cat((self.pending, wave.to(self.pending)), dim=-1)
-        needed = self.spectrogram.span((self.batch * self.patch_stride + self.overlap) * self.grids)
         done = []
-        while self.pending.shape[-1] >= needed:
-            done.append(self._segment(self.batch, last=False))
+        while self.pending.shape[-1] >= self.segment.samples(self.engine.batch):
+            done += self._advance(self.engine.batch, last=False)
         if not done:
             return self.tail[..., :0], self.tail[..., :0]
         stems, gains = zip(*done, strict=True)
@@ -118,58 +110,149 @@ class Unmixer:
     def flush(self) -> tuple[Tensor, Tensor]:
         """Returns the rest; the song ends with the last sample that was pushed."""
         end = self.position + self.pending.shape[-1]
-        frames = -(-self.pending.shape[-1] // (self.spectrogram.hop_length * self.grids))
-        patches = max(1, -(-(frames - self.overlap) // self.patch_stride))
-        padded = self.spectrogram.span((patches * self.patch_stride + self.overlap) * self.grids)
-        self.pending = functional.pad(self.pending, (0, padded - self.pending.shape[-1]))
-        stems, gains = self._segment(patches, last=True)
-        return stems[..., : stems.shape[-1] - (self.position - end)], gains
+        patches = self.segment.patches(self.pending.shape[-1])
+        self.pending = functional.pad(self.pending, (0, self.segment.samples(patches) - self.pending.shape[-1]))
+        done, at_once = [], patches  # which may be one more than a batch
+        while patches > 0:
+            made = self._advance(min(patches, at_once), last=patches <= at_once)
+            if made:
+                patches -= at_once
+            else:
+                at_once = self.engine.batch
+            done += made
+        stems, gains = zip(*done, strict=True)
+        made_stems = joined(stems, -1)
+        return made_stems[..., : made_stems.shape[-1] - (self.position - end)], joined(gains, -1)
 
-    def _segment(self, patches: int, *, last: bool) -> tuple[Tensor, Tensor]:
-        """Separates the next `patches` patches: wave -> spectrum -> masks -> stems' spectra -> waves."""
-        hop = self.spectrogram.hop_length
-        samples = self.spectrogram.span((patches * self.patch_stride + self.overlap) * self.grids)
-        spectrum, magnitude = self.spectrogram.analyse(self.pending[:, :samples])
-        masks = self._masks(magnitude, last=last)
+    def _advance(self, patches: int, *, last: bool) -> list[tuple[Tensor, Tensor]]:
+        """The next `patches` patches' stems and gains; none, and a smaller batch, if memory does not hold them."""
+        segment, batch = self.segment, self.engine.batch
+        wave = self.pending[:, : segment.samples(patches)]
+        try:
+            stems, gains, tail, faded = self.engine.run(
+                segment, wave, self.tail, self.faded, self.peak, batch=batch, last=last
+            )
+        except torch.OutOfMemoryError:
+            pass  # until this clause ends, the error holds on to the segment's tensors
+        else:
+            assert stems is not None and gains is not None and tail is not None
+            self.tail, self.faded = tail, faded
+            self.pending = self.pending[:, stems.shape[-1] :]
+            before_song = max(0, -self.position)
+            self.position += stems.shape[-1]
+            return [(stems[..., before_song:], gains)]
+        self.engine.halve(min(batch, patches * segment.grids))
+        return []
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What becomes of some patches of a wave, as a function of tensors: wave -> spectrum -> masks -> stems' waves.
+
+    Equal ones do the same, so that a CUDA graph of one serves all. Where channels are missing the last one is repeated,
+    and its masks are averaged.
+    """
+
+    model: ModelConfig
+    config: SeparatorConfig
+    estimator: Estimator
+    channels: int
+    stems: tuple[str, ...]
+
+    def __call__(
+        self, wave: Tensor, tail: Tensor, faded: Tensor | None, peak: Tensor | None, *, batch: int, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """
+        Args:
+            wave: [channels, samples(patches)]
+            tail: [stems, channels, n_fft - hop_length], what the segment before gives to this one's first samples.
+            faded: what its last patch gives to this one's first frames; None for the first segment.
+            peak: the song's, for models normalised by it.
+            batch: patches that go through the networks at once.
+            last: the song ends here.
+        Returns:
+            stems [stems, channels, samples'], gains [stems, channels, frames'], and the next segment's tail and faded.
+        """
+        spectrogram = self.spectrogram
+        stored = wave.device.type == "cpu"  # a GPU transforms twice in less time than it stores the spectrum in
+        if stored:
+            spectrum, magnitude = spectrogram.analyse(wave)
+        else:
+            magnitude = spectrogram.magnitudes(wave)
+        masks, faded = self._masks(magnitude, faded, peak, batch, last=last)
         gains = self._gains(masks)
         frames = masks.shape[-2]
-        self.pending = self.pending[:, frames * hop :]
+        if stored:
+            overlapping = spectrogram.synthesise(spectrum[:, :frames], masks, gains)
+        else:
+            overlapping = spectrogram.filter(wave, masks, gains)
+        overlapping[..., : tail.shape[-1]] += tail
+        done = frames * spectrogram.hop_length
+        # the tail is not a view, which would keep the whole segment
+        return overlapping[..., :done], gains, overlapping[..., done:].clone(), faded
 
-        overlapping = self.spectrogram.synthesise(spectrum[:, :frames], masks, gains)
-        overlapping[..., : self.tail.shape[-1]] += self.tail
-        self.tail = overlapping[..., frames * hop :].clone()  # not a view, which would keep the whole segment
-        before_song = max(0, -self.position)
-        self.position += frames * hop
-        return overlapping[..., before_song : frames * hop], gains
+    @cached_property
+    def spectrogram(self) -> Spectrogram:
+        return make_spectrogram(self.model, self.config, self.estimator.device, self.estimator.dtype)
 
-    def _masks(self, magnitude: Tensor, *, last: bool) -> Tensor:
-        """magnitude [channels, frames, bins] -> masks [stems, channels, frames', bins], overlap joined."""
-        channels = magnitude.shape[0]
-        by_slot = magnitude if len(self.slots) == channels else magnitude[self.slots]
+    @cached_property
+    def grids(self) -> int:
+        return grids_of(self.model, self.config)
+
+    @cached_property
+    def overlap(self) -> int:
+        """Frames of a patch that are cross-faded with the next one."""
+        # a multiple of the network's stride: its answer depends on where a patch lies on that grid
+        stride = self.model.unet.stride
+        return round(self.config.overlap * self.model.patch_frames / stride) * stride
+
+    @cached_property
+    def patch_stride(self) -> int:
+        return self.model.patch_frames - self.overlap
+
+    def samples(self, patches: int) -> int:
+        """Of a segment of so many patches (on each grid)."""
+        return self.spectrogram.span((patches * self.patch_stride + self.overlap) * self.grids)
+
+    def patches(self, samples: int) -> int:
+        """That it takes for every frame that starts in so many samples."""
+        frames = -(-samples // (self.spectrogram.hop_length * self.grids))
+        return max(1, -(-(frames - self.overlap) // self.patch_stride))
+
+    def _masks(
+        self, magnitude: Tensor, faded: Tensor | None, peak: Tensor | None, batch: int, *, last: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """magnitude [channels, frames, bins] -> masks [stems, channels, frames', bins], overlap joined; and `faded`."""
+        missing = self.model.unet.input_channels - self.channels
+        by_slot = magnitude
+        if missing:
+            by_slot = torch.cat((magnitude, magnitude[-1:].expand(missing, -1, -1)))
         by_grid = by_slot.unflatten(-2, (-1, self.grids))  # frame k of grid g is k * grids + g
         patches = split_patches(by_grid, self.model.patch_frames, self.patch_stride)
-        batch = patches.movedim(-2, 1)  # [patches, grids, slots, patch_frames, bins], as the masks below
-        masks = self._patch_masks(batch.flatten(0, 1).mT).mT.unflatten(1, batch.shape[:2]).movedim(1, 0)
+        together = patches.movedim(-2, 1)  # [patches, grids, slots, patch_frames, bins], as the masks below
+        masks = self._patch_masks(together.flatten(0, 1).mT, peak, batch)
+        masks = masks.mT.unflatten(1, together.shape[:2]).movedim(1, 0)
 
-        joined, self.faded = join_patches(masks.movedim(2, -2), self.patch_stride, self.faded, last=last)
-        joined = joined.flatten(-3, -2)
-        if len(self.slots) == channels:
-            return joined
-        repeated = joined[:, channels - 1 :].mean(1, keepdim=True)
-        return torch.cat((joined[:, : channels - 1], repeated), dim=1)
+        run, faded = join_patches(masks.movedim(2, -2), self.patch_stride, faded, last=last)
+        run = run.flatten(-3, -2)
+        if missing:
+            repeated = run[:, self.channels - 1 :].mean(1, keepdim=True)
+            run = torch.cat((run[:, : self.channels - 1], repeated), dim=1)
+        return run, faded
 
-    def _patch_masks(self, magnitude: Tensor) -> Tensor:
-        """magnitude [batch, input_channels, bins, patch_frames] -> masks [stems, ...] of `self.stems`."""
+    def _patch_masks(self, magnitude: Tensor, peak: Tensor | None, batch: int) -> Tensor:
+        """magnitude [patches, input_channels, bins, patch_frames] -> masks [stems, ...] of `self.stems`."""
         if self.model.normalisation != "none":
-            magnitude = magnitude / self._peak(magnitude)
+            if self.model.normalisation == "patch":
+                peak = magnitude.amax((1, 2, 3), keepdim=True)
+            assert peak is not None, "a model that is normalised by the song's maximum needs that"
+            magnitude = magnitude / peak.clamp(min=torch.finfo(peak.dtype).tiny)  # silence stays silent
         ratio = self.config.additive or self.model.masks == "ratio"
         names = self.model.stems if ratio else self.stems
-        batch, channels, bins, frames = magnitude.shape
-        estimates = magnitude.new_empty(len(names), batch, channels, frames, bins)  # bins innermost, as in magnitude
-        with _full_precision(magnitude.device):
-            for name, estimate in zip(names, estimates, strict=True):
-                for part, out in zip(magnitude.split(self.batch), estimate.split(self.batch), strict=True):
-                    self.networks[name].estimate(part, masked=ratio, out=out.mT)
+        patches, channels, bins, frames = magnitude.shape
+        estimates = magnitude.new_empty(len(names), patches, channels, frames, bins)  # bins innermost, as in magnitude
+        for part, out in zip(magnitude.split(batch), estimates.split(batch, dim=1), strict=True):
+            self.estimator.estimate(part, names, masked=ratio, out=out.mT)
         if not ratio:
             return estimates.mT
         masks = ops.ratio_mask(
@@ -179,15 +262,9 @@ class Unmixer:
             epsilon=self.model.mask_epsilon,
         ).mT
         first = names.index(self.stems[0])
-        if list(names[first : first + len(self.stems)]) == list(self.stems):
+        if names[first : first + len(self.stems)] == self.stems:
             return masks[first : first + len(self.stems)]
         return torch.stack([masks[names.index(name)] for name in self.stems])
-
-    def _peak(self, magnitude: Tensor) -> Tensor:
-        """What the model's magnitudes are divided by; a silent patch or song stays silent."""
-        peak = self.peak if self.model.normalisation == "song" else magnitude.amax((1, 2, 3), keepdim=True)
-        assert peak is not None, "a model that is normalised by the song's maximum needs that"
-        return peak.clamp(min=torch.finfo(peak.dtype).tiny)
 
     def _gains(self, masks: Tensor) -> Tensor:
         """masks [..., frames, bins] -> one gain a frame for all that the network does not see above its band."""
@@ -201,10 +278,3 @@ class Unmixer:
 def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     """The parts as one tensor: a copy, but of one part alone."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """On a GPU: no TF32 (10-bit mantissas), which cuDNN would take for float32, and the same algorithm every time."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -82,7 +82,8 @@ def _cuda_kernels() -> str:
     build = kernels.build_info()
     if not build["cuda"]:
         return "not built: no nvcc was found, or PYUNETSEP_CUDA=OFF, when pyunetsep was installed"
-    return f"built with CUDA {build['cuda_toolkit']} for {build['cuda_architectures']}"
+    precision = "networks run in float16, with --exact in float32, or as --precision says"
+    return f"built with CUDA {build['cuda_toolkit']} for {build['cuda_architectures']}; {precision}"
 
 
 def _simd() -> str:

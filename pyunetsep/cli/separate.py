@@ -28,6 +28,7 @@ FLAGS = {
     "sanitize=True (--sanitize)": "--sanitize",
 }
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 EXAMPLES = """examples:
   pyunetsep separate song.mp3
@@ -69,6 +70,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the networks on a GPU (default: float16, with --exact float32); a CPU computes in float32",
+    )
+    parser.add_argument(
         "-f", "--format", type=str.lower, choices=FORMATS, help="container of the stems (default: the input's)"
     )
     parser.add_argument(
@@ -109,9 +115,15 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--json and -o - would both write to standard output")
 
     from .. import audio
+    from ..config import SeparatorConfig
     from ..separator import DEFAULT_MODEL, Separator
 
-    separator = Separator.from_pretrained(args.model or DEFAULT_MODEL, device=args.device, offline=args.offline)
+    separator = Separator.from_pretrained(
+        args.model or DEFAULT_MODEL,
+        device=args.device,
+        config=SeparatorConfig(precision=args.precision),
+        offline=args.offline,
+    )
     options = {
         "stem": args.stem,
         "container": args.format,
