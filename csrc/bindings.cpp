@@ -7,6 +7,7 @@
 #include <torch/version.h>
 
 #include "block_ops.h"
+#include "cuda_plan.h"
 #include "kernels.h"
 #include "ops.h"
 #include "unet_plan.h"
@@ -77,7 +78,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              pybind11::arg("gain"), pybind11::arg("window"), pybind11::arg("hop_length"), pybind11::arg("first_bin"),
              without_gil);
 
-  using pyunetsep::Block, pyunetsep::UNetPlan;
+  using pyunetsep::Block, pyunetsep::CudaPlan, pyunetsep::UNetDescription, pyunetsep::UNetPlan;
   namespace py = pybind11;
   py::class_<Block>(module, "Block")
       .def(py::init<at::Tensor, at::Tensor, std::optional<pyunetsep::Affine>, std::optional<pyunetsep::Affine>,
@@ -86,22 +87,25 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            py::arg("slope") = 1.0)
       .def_readonly("weight", &Block::weight)
       .def_readonly("bias", &Block::bias);
-  py::class_<UNetPlan>(module, "UNetPlan")
+  py::class_<UNetDescription>(module, "UNetDescription")
       .def(py::init([](std::vector<Block> encoder, std::vector<Block> decoder, std::optional<Block> head,
-                       const std::string& alignment, const std::string& upsampling, bool raw_skips,
-                       std::array<int64_t, 3> usual_size) {
-             const pyunetsep::UNetDescription description{std::move(encoder),
-                                                          std::move(decoder),
-                                                          std::move(head),
-                                                          pyunetsep::alignment_of(alignment),
-                                                          pyunetsep::upsampling_of(upsampling),
-                                                          raw_skips};
+                       const std::string& alignment, const std::string& upsampling, bool raw_skips) {
+             return UNetDescription{std::move(encoder),
+                                    std::move(decoder),
+                                    std::move(head),
+                                    pyunetsep::alignment_of(alignment),
+                                    pyunetsep::upsampling_of(upsampling),
+                                    raw_skips};
+           }),
+           py::arg("encoder"), py::arg("decoder"), py::arg("head"), py::arg("alignment"), py::arg("upsampling"),
+           py::arg("raw_skips"));
+  py::class_<UNetPlan>(module, "UNetPlan")
+      .def(py::init([](const UNetDescription& description, std::array<int64_t, 3> usual_size) {
              const py::gil_scoped_release release;
              return std::make_unique<UNetPlan>(description,
                                                pyunetsep::Size{usual_size[0], usual_size[1], usual_size[2]});
            }),
-           py::arg("encoder"), py::arg("decoder"), py::arg("head"), py::arg("alignment"), py::arg("upsampling"),
-           py::arg("raw_skips"), py::arg("usual_size"))
+           py::arg("description"), py::arg("usual_size"))
       .def("run", &UNetPlan::run, py::arg("magnitude"), py::arg("masked") = false, py::arg("out") = py::none(),
            without_gil)
       .def(
@@ -116,6 +120,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::arg("magnitude"))
       .def_property_readonly("simd_level", &UNetPlan::simd_level)
       .def_property_readonly("packed_bytes", &UNetPlan::packed_bytes);
+  py::class_<CudaPlan>(module, "CudaPlan")
+      .def(py::init<std::vector<UNetDescription>, std::string, int64_t>(), py::arg("descriptions"),
+           py::arg("precision"), py::arg("device"), without_gil)
+      .def("run", &CudaPlan::run, py::arg("magnitude"), py::arg("first"), py::arg("networks"),
+           py::arg("masked") = false, py::arg("out") = py::none(), without_gil)
+      .def("workspace_bytes", &CudaPlan::workspace_bytes, py::arg("networks"), py::arg("batch"), py::arg("rows"),
+           py::arg("columns"))
+      .def_property_readonly("packed_bytes", &CudaPlan::packed_bytes);
 
   module.def("multiply_adds", &pyunetsep::cpu::multiply_adds, py::arg("threads"), py::arg("rounds"), without_gil);
   module.def("simd_level", &pyunetsep::cpu::simd_level);

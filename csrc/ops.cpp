@@ -2,22 +2,15 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/version.h>
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "checks.h"
+#include "cuda_queue.h"
 #include "fft_tables.h"
 #include "kernels.h"
-
-#define TORCH_HAS_NATIVE_HANDLE (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11)
-#if !TORCH_HAS_NATIVE_HANDLE
-// From torch's C interface, in its CUDA library; weak, because CPU-only builds of torch do not have that.
-extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
-#endif
 
 namespace pyunetsep {
 namespace {
@@ -29,20 +22,6 @@ void check_dtype(const char* name, const at::Tensor& tensor) {
 
 void check_positive(const char* name, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value) && value > 0, name, ": got ", value, ", wants a finite number above 0");
-}
-
-// The device's current stream, without a CUDA header, so that one binding compiles against CPU-only and CUDA builds of
-// torch.
-cuda::Queue current_queue(at::Device device) {
-#if TORCH_HAS_NATIVE_HANDLE
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  return {device.index(), guard.getStream(device).native_handle()};
-#else
-  void* stream = nullptr;
-  TORCH_CHECK(aoti_torch_get_current_cuda_stream && aoti_torch_get_current_cuda_stream(device.index(), &stream) == 0,
-              "torch does not tell the current stream of ", device);
-  return {device.index(), stream};
-#endif
 }
 
 void check_hop_length(int64_t hop_length, int64_t n_fft) {

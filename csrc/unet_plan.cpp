@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "checks.h"
+#include "layout.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define UNDER_ADDRESS_SANITIZER
@@ -57,8 +58,7 @@ class Pool {
   std::vector<at::Tensor> spare_;
 };
 
-// Where the maps of one call lie in its memory. A map lives from the step that writes it to the last that reads it, and
-// maps that are never alive together may share memory.
+// The memory of one call, cut up by a Layout.
 class Arena {
  public:
   explicit Arena(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {}
@@ -70,55 +70,30 @@ class Arena {
 
   // Returns the map's number; its memory is there once all maps are known.
   size_t add(int64_t floats, int first_step, int last_step) {
-    maps_.push_back({.floats = whole_lines(floats), .first = first_step, .last = last_step});
-    return maps_.size() - 1;
+    return layout_.add(whole_lines(floats), first_step, last_step);
   }
 
   void allocate() {
 #ifdef UNDER_ADDRESS_SANITIZER  // each map by itself and new, so that a step past its end is noticed
     pool_ = std::make_shared<Pool>();
-    for (Map& map : maps_) {
-      memory_.push_back(pool_->borrow(map.floats));
-      map.data = memory_.back().mutable_data_ptr<float>();
+    for (size_t map = 0; map < layout_.maps(); ++map) {
+      memory_.push_back(pool_->borrow(layout_.size(map)));
+      data_.push_back(memory_.back().mutable_data_ptr<float>());
     }
 #else
-    memory_.push_back(pool_->borrow(place()));
-    for (Map& map : maps_) map.data = memory_[0].mutable_data_ptr<float>() + map.at;
+    memory_.push_back(pool_->borrow(layout_.place()));
+    float* const start = memory_[0].mutable_data_ptr<float>();
+    for (size_t map = 0; map < layout_.maps(); ++map) data_.push_back(start + layout_[map]);
 #endif
   }
 
-  float* operator[](size_t map) const { return maps_[map].data; }
+  float* operator[](size_t map) const { return data_[map]; }
 
  private:
-  struct Map {
-    int64_t floats;
-    int first, last;  // step
-    int64_t at = 0;
-    float* data = nullptr;
-  };
-
-  // Gives every map its place, the first that fits in the order in which they were added; returns the floats in all.
-  int64_t place() {
-    int64_t size = 0;
-    for (size_t i = 0; i < maps_.size(); ++i) {
-      Map& map = maps_[i];
-      std::vector<const Map*> alive;
-      for (size_t j = 0; j < i; ++j) {
-        if (maps_[j].first <= map.last && map.first <= maps_[j].last) alive.push_back(&maps_[j]);
-      }
-      std::sort(alive.begin(), alive.end(), [](const Map* a, const Map* b) { return a->at < b->at; });
-      for (const Map* other : alive) {
-        if (map.at + map.floats <= other->at) break;
-        map.at = std::max(map.at, other->at + other->floats);
-      }
-      size = std::max(size, map.at + map.floats);
-    }
-    return size;
-  }
-
   std::shared_ptr<Pool> pool_;
-  std::vector<Map> maps_;
+  Layout layout_;
   std::vector<at::Tensor> memory_;
+  std::vector<float*> data_;  // of each map
 };
 
 // The maps and the scratch memory of one call.
@@ -156,6 +131,16 @@ int64_t check_block(const std::string& name, const Block& block, int64_t in, boo
   return out;
 }
 
+void check_magnitude(const at::Tensor& magnitude, int64_t channels, int64_t stride) {
+  check_cpu_float32("magnitude", magnitude);
+  TORCH_CHECK_VALUE(magnitude.dim() == 4 && magnitude.size(1) == channels && magnitude.size(2) % stride == 0 &&
+                        magnitude.size(3) % stride == 0,
+                    "magnitude: got shape ", magnitude.sizes(), ", wants [batch, ", channels,
+                    ", rows, columns] with rows and columns multiples of ", stride);
+}
+
+}  // namespace
+
 // The layers trust the blocks to fit.
 const UNetDescription& checked(const UNetDescription& net) {
   TORCH_CHECK_VALUE(!net.encoder.empty() && net.encoder.size() == net.decoder.size(), "encoder, decoder: got ",
@@ -185,16 +170,6 @@ const UNetDescription& checked(const UNetDescription& net) {
   TORCH_CHECK_VALUE(width == widths[0], "decoder: got ", width, " channels out, wants as many as go in, ", widths[0]);
   return net;
 }
-
-void check_magnitude(const at::Tensor& magnitude, int64_t channels, int64_t stride) {
-  check_cpu_float32("magnitude", magnitude);
-  TORCH_CHECK_VALUE(magnitude.dim() == 4 && magnitude.size(1) == channels && magnitude.size(2) % stride == 0 &&
-                        magnitude.size(3) % stride == 0,
-                    "magnitude: got shape ", magnitude.sizes(), ", wants [batch, ", channels,
-                    ", rows, columns] with rows and columns multiples of ", stride);
-}
-
-}  // namespace
 
 class UNetPlan::Network {
  public:

@@ -20,6 +20,9 @@ struct UNetDescription {
   bool raw_skips;  // decoder blocks read the encoder's convolutions, not its activations
 };
 
+// Throws c10::TypeError or c10::ValueError if the blocks do not fit together.
+const UNetDescription& checked(const UNetDescription& description);
+
 struct LayerTime {
   std::string name;
   double seconds;

@@ -28,17 +28,7 @@ class UNetPlan:
             if size < 1 or size % unit:
                 raise ValueError(f"{name} must be a positive multiple of {unit}, got {size}")
         self.config = config
-        with torch.no_grad():
-            # The kernels' rows are frames and their columns bins, as spectra lie in memory.
-            self._plan = kernels.UNetPlan(
-                [_encoder_block(block) for block in network.encoder],
-                [_decoder_block(block) for block in network.decoder],
-                _block(network.head) if isinstance(network.head, nn.Conv2d) else None,
-                config.alignment,
-                config.upsampling,
-                config.skips == "raw",
-                (batch, frames, bins),
-            )
+        self._plan = kernels.UNetPlan(described(network), (batch, frames, bins))
 
     def __call__(self, magnitude: Tensor) -> Tensor:
         """Estimates the stem's soft mask, as `UNet` does."""
@@ -85,6 +75,23 @@ class UNetPlan:
         return self._plan.packed_bytes
 
 
+@torch.no_grad()
+def described(network: UNet) -> kernels.UNetDescription:
+    """What the compiled plans are made of: the network's parameters on the CPU, norms folded in where that is exact.
+
+    The kernels' rows are frames and their columns bins, as spectra lie in memory.
+    """
+    config = network.config
+    return kernels.UNetDescription(
+        [_encoder_block(block) for block in network.encoder],
+        [_decoder_block(block) for block in network.decoder],
+        _block(network.head) if isinstance(network.head, nn.Conv2d) else None,
+        config.alignment,
+        config.upsampling,
+        config.skips == "raw",
+    )
+
+
 def _encoder_block(block: nn.Module) -> kernels.Block:
     assert isinstance(block, EncoderBlock)
     if block.norm is None:
@@ -126,4 +133,8 @@ def _block(
         scale, shift = folded
         shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
         weight, bias = weight.double() * scale.view(shape), bias.double() * scale + shift
-    return kernels.Block(weight, bias, before, after, slope)
+    return kernels.Block(weight.cpu(), bias.cpu(), _on_cpu(before), _on_cpu(after), slope)
+
+
+def _on_cpu(affine: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    return affine and (affine[0].cpu(), affine[1].cpu())

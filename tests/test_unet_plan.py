@@ -224,7 +224,8 @@ def test_blocks_that_do_not_fit_are_refused():
         return kernels.Block(like.weight, like.bias, slope=0.0)
 
     def plan(encoder, decoder, head=None):
-        return kernels.UNetPlan(encoder, decoder, head, "pytorch", "nearest", False, (1, 8, 8))
+        description = kernels.UNetDescription(encoder, decoder, head, "pytorch", "nearest", False)
+        return kernels.UNetPlan(description, (1, 8, 8))
 
     plan([block(3, 1), block(4, 3)], [block(3, 4), block(1, 6)])
     with pytest.raises(ValueError, match="encoder, decoder: got 2 and 1 blocks"):
@@ -251,7 +252,7 @@ def test_blocks_that_do_not_fit_are_refused():
     with pytest.raises(TypeError, match="encoder 1: got weight of Half, wants float32 or float64"):
         plan([kernels.Block(torch.zeros(3, 1, 5, 5).half(), torch.zeros(3))], [block(1, 3)])
     with pytest.raises(ValueError, match="alignment: got 'left', wants pytorch or tensorflow"):
-        kernels.UNetPlan([block(3, 1)], [block(1, 3)], None, "left", "nearest", False, (1, 8, 8))
+        kernels.UNetDescription([block(3, 1)], [block(1, 3)], None, "left", "nearest", False)
 
 
 def test_out_must_not_overlap_itself():

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "tiling.h"
 
@@ -16,13 +17,15 @@ constexpr int64_t kSharedBytes = 160 * 1024;  // what a block may take anywhere,
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
 
+// Those that the .cu files have kernels for. Floats need twice the sums, so they have half the pixels.
 Shape shape_of(const Convolution& conv) {
   const bool tensor_cores = conv.element != Element::single;
+  const int whole = tensor_cores ? 4 : 2, warp_columns = tensor_cores && conv.out_channels > 32 ? 2 : 1;
   if (conv.planes) return {Grid::dense, 1, 4, 1};
-  if (!conv.upsampling) return {Grid::strided, tensor_cores && conv.out_channels > 32 ? 2 : 1, 4, 4};
-  if (conv.upsampling == Upsampling::nearest) return {Grid::dense, 1, 4, 4};
+  if (!conv.upsampling) return {Grid::strided, warp_columns, whole, 4};
+  if (conv.upsampling == Upsampling::nearest) return {Grid::dense, 1, whole, 4};
   if (tensor_cores && conv.out_channels <= 16) return {Grid::transposed, 1, 4, 2};
-  return {Grid::transposed, tensor_cores && conv.out_channels > 32 ? 2 : 1, 2, 4};
+  return {Grid::transposed, warp_columns, whole / 2, 4};
 }
 
 int chunk_channels(Element element) { return kPixelBytes / static_cast<int>(size_of(element)); }
@@ -46,35 +49,42 @@ bool mirrored(const Convolution& conv, const Shape& shape) {
 class Factors {
  public:
   Factors(const Convolution& conv, const Shape& shape, const double* weight)
-      : conv_(conv), shape_(shape), weight_(weight), phases_(phases_of(conv.alignment, conv.upsampling)) {}
+      : conv_(conv), dense_(shape.grid == Grid::dense), weight_(weight) {
+    const Phases phases = phases_of(conv.alignment, conv.upsampling);
+    const int mirror = mirrored(conv, shape);
+    for (int tap = 0; tap < shape.taps(); ++tap) {
+      const Place place = place_of(shape.grid, tap);
+      if (shape.grid == Grid::strided) of_filter_[tap][0] = {tap};
+      for (int phase = 0; phase < 4 && shape.grid != Grid::strided; ++phase) {
+        if (!dense_ && phase != place.phase) continue;
+        const int rows = phases.taps[phase / 2 ^ mirror][mirror ? 2 - place.row : place.row];
+        const int columns = phases.taps[phase % 2 ^ mirror][mirror ? 2 - place.column : place.column];
+        for (int k = 0; k < 25; ++k) {
+          if (rows >> (k / 5) & columns >> (k % 5) & 1) of_filter_[tap][dense_ ? phase : 0].push_back(k);
+        }
+      }
+    }
+  }
 
   double operator()(int64_t channel, int64_t in, int tap) const {
-    const Place place = place_of(shape_.grid, tap);
-    int64_t out = channel;
-    int phase = place.phase;
-    if (shape_.grid == Grid::dense) {
+    int64_t out = channel, phase = 0;
+    if (dense_) {
       const int64_t of_a_phase = padded_channels(conv_.out_channels);
       out = conv_.planes ? channel / 4 : channel % of_a_phase;
-      phase = static_cast<int>(conv_.planes ? channel % 4 : channel / of_a_phase);
+      phase = conv_.planes ? channel % 4 : channel / of_a_phase;
     }
     if (out >= conv_.out_channels || phase > 3) return 0;
     const double* const filter = weight_ + (out * (conv_.in_channels[0] + conv_.in_channels[1]) + in) * 25;
-    if (shape_.grid == Grid::strided) return filter[tap];
-    const bool mirror = mirrored(conv_, shape_);
-    const int of_row = phases_.taps[phase / 2 ^ mirror][mirror ? 2 - place.row : place.row];
-    const int of_column = phases_.taps[phase % 2 ^ mirror][mirror ? 2 - place.column : place.column];
     double sum = 0;
-    for (int k = 0; k < 25; ++k) {
-      if (of_row >> (k / 5) & of_column >> (k % 5) & 1) sum += filter[k];
-    }
+    for (const int k : of_filter_[tap][phase]) sum += filter[k];
     return sum;
   }
 
  private:
   const Convolution& conv_;
-  const Shape& shape_;
+  bool dense_;
   const double* weight_;
-  Phases phases_;
+  std::vector<int> of_filter_[25][4];  // the filter's taps that add up to one of the kernel's, and of a phase's
 };
 
 // Where, in bytes of a tap, the factor of channel k of a chunk lies for a block's channel: in the order in which lanes

@@ -108,8 +108,15 @@ struct Accumulators {
   __device__ __forceinline__ void clear() {
     for_each([](float& sum) { sum = 0.0f; });
   }
-  template <typename Body>
-  __device__ __forceinline__ void for_each(Body body) {
+  // Adds the other's sums, and leaves zeros there.
+  __device__ __forceinline__ void take(Accumulators& other) {
+    for_each([&](float& sum, float& part) {
+      sum += part;
+      part = 0.0f;
+    }, other);
+  }
+  template <typename Body, typename... Others>
+  __device__ __forceinline__ void for_each(Body body, Others&... others) {
 #pragma unroll
     for (int phase = 0; phase < K::kPhases; ++phase) {
 #pragma unroll
@@ -117,7 +124,7 @@ struct Accumulators {
 #pragma unroll
         for (int j = 0; j < K::kChannelTiles; ++j) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) body(sums[phase][i][j][k]);
+          for (int k = 0; k < 4; ++k) body(sums[phase][i][j][k], others.sums[phase][i][j][k]...);
         }
       }
     }
@@ -383,6 +390,10 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
 
   Accumulators<K> sums;
   sums.clear();
+  // Floats are summed up chunk by chunk: one long sum would round as often at its full size.
+  Accumulators<K> part;
+  part.clear();
+  Accumulators<K>& of_chunk = K::kTensorCores ? sums : part;
   load_patch(first_chunk, shared);
   load_weights(0);
   commit_copies();
@@ -402,9 +413,10 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
         load_patch(chunk + 1, shared + (chunk + 1 - first_chunk) % 2 * a.patch_bytes);
       }
       commit_copies();
-      add_taps<K, decltype(step)::value>(a, patch, stages + stage * K::kStageBytes, pixels, sums);
+      add_taps<K, decltype(step)::value>(a, patch, stages + stage * K::kStageBytes, pixels, of_chunk);
       stage = stage == 2 ? 0 : stage + 1;
     });
+    if constexpr (!K::kTensorCores) sums.take(part);
   }
   if (a.splits > 1 && !gather_parts<K>(a, network, split, shared, sums)) return;
   if constexpr (kPlanes) {

@@ -1,7 +1,7 @@
 // Stands in for the .cu files where there is no nvcc: the package works on the CPU, and a CUDA tensor hears why not.
 #include <stdexcept>
 
-#include "../kernels.h"
+#include "tiling.h"
 
 namespace pyunetsep::cuda {
 namespace {
@@ -25,5 +25,12 @@ std::vector<float> fft_roots(int64_t) { unavailable(); }
 void stft(const Stft&, Queue) { unavailable(); }
 void masked_istft(const MaskedIstft&, Queue) { unavailable(); }
 void mask_wave(const MaskWave&, Queue) { unavailable(); }
+
+int multiprocessors(int) { unavailable(); }
+void launch_strided(const ConvolutionLaunch&, Queue) { unavailable(); }
+void launch_transposed(const ConvolutionLaunch&, Queue) { unavailable(); }
+void launch_dense(const ConvolutionLaunch&, Queue) { unavailable(); }
+void input_convolution(const InputConvolutionRun&, Queue) { unavailable(); }
+void dilated_head(const DilatedHeadRun&, Queue) { unavailable(); }
 
 }  // namespace pyunetsep::cuda

@@ -93,7 +93,9 @@ def blocks(x: Tensor) -> bool:
 
 
 Block = _C.Block
+UNetDescription = _C.UNetDescription
 UNetPlan = _C.UNetPlan
+CudaPlan = _C.CudaPlan
 multiply_adds = _C.multiply_adds
 ratio_mask = torch.ops.pyunetsep.ratio_mask.default
 overlap_add = torch.ops.pyunetsep.overlap_add.default

@@ -1,0 +1,165 @@
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/unet.h"
+#include "exports.h"
+
+using exports::kQueue, exports::message_of;
+using namespace pyunetsep;
+using namespace pyunetsep::cuda;
+
+namespace {
+
+// Room for partial sums, between guards, and NaN until written.
+class PartialSums {
+ public:
+  explicit PartialSums(int64_t bytes)
+      : values_(static_cast<size_t>(bytes / 4 + 2 * kGuard), std::numeric_limits<float>::quiet_NaN()),
+        arrivals_(kMaxArrivals, 0) {
+    for (size_t i = 0; i < kGuard; ++i) values_[i] = values_[values_.size() - 1 - i] = 1234.5f;
+  }
+  float* data() { return values_.data() + kGuard; }
+  uint32_t* arrivals() { return arrivals_.data(); }
+  void check() const {
+    for (size_t i = 0; i < kGuard; ++i) {
+      if (values_[i] != 1234.5f || values_[values_.size() - 1 - i] != 1234.5f) {
+        throw std::runtime_error("wrote outside the partial sums");
+      }
+    }
+    for (const uint32_t arrived : arrivals_) {
+      if (arrived != 0) throw std::runtime_error("left arrivals that are not zero");
+    }
+  }
+
+ private:
+  static constexpr size_t kGuard = 64;
+  std::vector<float> values_;
+  std::vector<uint32_t> arrivals_;
+};
+
+Planes planes_of(float* data, int64_t batch, int64_t channels, int64_t rows, int64_t columns) {
+  return {data, batch * channels * rows * columns, channels * rows * columns, rows * columns, columns};
+}
+
+Output output_of(int64_t ending, float* to, float* magnitude, int64_t batch, int64_t channels, int64_t rows,
+                 int64_t columns) {
+  Output output{static_cast<cpu::Ending>(ending), planes_of(to, batch, channels, rows, columns),
+                planes_of(magnitude, batch, channels, rows, columns)};
+  output.magnitude.network_stride = 0;  // all networks have one input
+  return output;
+}
+
+}  // namespace
+
+extern "C" {
+
+// weight [networks, out, in, 5, 5]; upsampling: -1 none, 0 transposed, 1 nearest; ending: -1: a map.
+const char* convolution(const double* weight, const void* source_0, const void* source_1, const float* read_scale,
+                        const float* read_shift, const float* bias, const float* scale, const float* shift,
+                        float* magnitude, void* target, int64_t element, int64_t alignment, int64_t upsampling,
+                        int64_t ending, int64_t networks, int64_t batch, int64_t in_0, int64_t in_1, int64_t out,
+                        int64_t rows, int64_t columns, int64_t grid_rows, int64_t grid_columns,
+                        int64_t multiprocessors, double read_slope, double slope) {
+  return message_of([=] {
+    Convolution conv{};
+    conv.element = static_cast<Element>(element);
+    conv.alignment = static_cast<Alignment>(alignment);
+    if (upsampling >= 0) conv.upsampling = static_cast<Upsampling>(upsampling);
+    conv.in_channels[0] = in_0;
+    conv.in_channels[1] = in_1;
+    conv.out_channels = out;
+    conv.planes = ending >= 0;
+    const int64_t bytes = packed_bytes(conv);
+    std::vector<unsigned char> memory(static_cast<size_t>(networks * bytes + 16));
+    auto* packed = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) & ~uintptr_t{15});
+    for (int64_t n = 0; n < networks; ++n) pack(conv, weight + n * out * (in_0 + in_1) * 25, packed + n * bytes);
+
+    ConvolutionRun run{};
+    run.conv = &conv;
+    run.packed = packed;
+    run.networks = networks;
+    run.batch = batch;
+    run.in_rows = rows;
+    run.in_columns = columns;
+    run.grid_rows = grid_rows;
+    run.grid_columns = grid_columns;
+    run.source[0] = source_0;
+    run.source[1] = source_1;
+    run.read_scale = read_scale;
+    run.read_shift = read_shift;
+    run.read_slope = static_cast<float>(read_slope);
+    run.bias = bias;
+    run.scale = scale;
+    run.shift = shift;
+    run.slope = static_cast<float>(slope);
+    run.target = target;
+    if (conv.planes) {
+      run.output =
+          output_of(ending, static_cast<float*>(target), magnitude, batch, out, 2 * grid_rows, 2 * grid_columns);
+    }
+    PartialSums sums(partial_bytes(run, static_cast<int>(multiprocessors)));
+    run.partial_sums = sums.data();
+    run.arrivals = sums.arrivals();
+    pyunetsep::cuda::convolution(run, static_cast<int>(multiprocessors), kQueue);
+    sums.check();
+  });
+}
+
+const char* input_convolution(const double* weight, const float* source, const float* bias, void* target,
+                              int64_t element, int64_t alignment, int64_t networks, int64_t batch, int64_t channels,
+                              int64_t rows, int64_t columns, int64_t out_channels, int64_t out_rows,
+                              int64_t out_columns, double slope) {
+  return message_of([=] {
+    const int64_t floats = packed_input_floats(channels, out_channels);
+    std::vector<float> packed(static_cast<size_t>(networks * floats));
+    for (int64_t n = 0; n < networks; ++n) {
+      pack_input(channels, out_channels, weight + n * out_channels * channels * 25, packed.data() + n * floats);
+    }
+    std::vector<uint32_t> arrivals(kMaxArrivals, 7);
+    InputConvolutionRun run{};
+    run.element = static_cast<Element>(element);
+    run.alignment = static_cast<Alignment>(alignment);
+    run.source = source;
+    run.batch_stride = channels * rows * columns;
+    run.channel_stride = rows * columns;
+    run.row_stride = columns;
+    run.networks = networks;
+    run.batch = batch;
+    run.channels = channels;
+    run.rows = rows;
+    run.columns = columns;
+    run.out_channels = out_channels;
+    run.out_rows = out_rows;
+    run.out_columns = out_columns;
+    run.weight = packed.data();
+    run.bias = bias;
+    run.slope = static_cast<float>(slope);
+    run.target = target;
+    run.arrivals = arrivals.data();
+    pyunetsep::cuda::input_convolution(run, kQueue);
+    for (const uint32_t arrived : arrivals) {
+      if (arrived != 0) throw std::runtime_error("left arrivals that are not zero");
+    }
+  });
+}
+
+const char* dilated_head(const float* source, const float* weight, const float* bias, float* magnitude, float* target,
+                         int64_t ending, int64_t networks, int64_t batch, int64_t out_channels, int64_t rows,
+                         int64_t columns) {
+  return message_of([=] {
+    DilatedHeadRun run{};
+    run.source = planes_of(const_cast<float*>(source), batch, 1, rows, columns);
+    run.networks = networks;
+    run.batch = batch;
+    run.rows = rows;
+    run.columns = columns;
+    run.weight = weight;
+    run.bias = bias;
+    run.out_channels = out_channels;
+    run.output = output_of(ending, target, magnitude, batch, out_channels, rows, columns);
+    pyunetsep::cuda::dilated_head(run, kQueue);
+  });
+}
+
+}  // extern "C"

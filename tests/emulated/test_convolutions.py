@@ -1,0 +1,243 @@
+"""The U-Net's layers of csrc/cuda on the host, each against the reference in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyunetsep.ops import reference
+from tests.judge import judge
+
+ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
+ALIGNMENTS = ["pytorch", "tensorflow"]
+SLOPE = 0.2
+SIGMOID, MASKED, ACTIVATED = range(3)  # cpu::Ending
+
+
+@pytest.fixture(params=ELEMENTS, ids=["half", "bfloat16", "single"])
+def element(request):
+    """Of maps and weights."""
+    return request.param
+
+
+def padded(x: Tensor, unit: int, dim: int = -1) -> Tensor:
+    """Filled up with zeros."""
+    missing = -x.shape[dim] % unit
+    return torch.cat((x, x.new_zeros((*x.shape[:dim], missing, *x.shape[dim:][1:]))), dim) if missing else x
+
+
+def to_map(x: Tensor | None, element: torch.dtype) -> Tensor | None:
+    """[networks, batch, channels, rows, columns] -> the kernels' [networks, batch, rows, columns, channels]."""
+    return None if x is None else padded(x.movedim(2, -1), 16).to(element)
+
+
+def from_map(x: Tensor, channels: int) -> Tensor:
+    assert not x[..., channels:].any(), "channels that only fill up are not zero"
+    return x[..., :channels].movedim(-1, 2)
+
+
+def parameter(x: Tensor | None) -> Tensor | None:
+    return None if x is None else padded(x.float(), 64)
+
+
+def rounded(*shape: int, element: torch.dtype, scale: float = 1.0) -> Tensor:
+    """Random values that the element can hold."""
+    return (torch.randn(shape) * scale).to(element).float()
+
+
+def each_network(function, networks: int, *arguments):
+    """Calls the function for each network with its part of the tensors."""
+    parts = [[x[n] if isinstance(x, Tensor) else x for x in arguments] for n in range(networks)]
+    return torch.stack([function(*part) for part in parts])
+
+
+# networks, batch, channels in and out, rows and columns in
+STRIDED = [
+    (1, 1, 16, 32, 2, 2),
+    (2, 1, 16, 32, 18, 34),  # several tiles, partly outside
+    (1, 3, 20, 70, 7, 9),  # channels that fill no chunk and no block, odd sizes
+    (2, 2, 64, 128, 4, 16),  # several chunks
+    (1, 21, 48, 64, 4, 4),  # more images than a tile has
+    (1, 1, 16, 32, 40, 70),
+]
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["as it is", "activated"])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("sizes", STRIDED, ids=str)
+def test_encoder_block(sizes, alignment, reads, element, emulated):
+    networks, batch, in_channels, out_channels, rows, columns = sizes
+    x = rounded(networks, batch, in_channels, rows, columns, element=element)
+    weight = rounded(networks, out_channels, in_channels, 5, 5, element=element, scale=in_channels**-0.5 / 5)
+    bias = rounded(networks, out_channels, element=element)
+    read_scale = rounded(networks, in_channels, element=element) if reads else None
+    read_shift = rounded(networks, in_channels, element=element) if reads else None
+    out_rows, out_columns = ((size + (alignment == "pytorch")) // 2 for size in (rows, columns))
+
+    def block(x, weight, bias, read_scale, read_shift):
+        if read_scale is not None:
+            activated = F.leaky_relu(x * read_scale[:, None, None] + read_shift[:, None, None], 0.1)
+            x = activated.to(element).to(x.dtype)  # as the kernel keeps it
+        one = torch.ones_like(bias)
+        return reference.encoder_block(x, weight, bias, one, 0 * one, SLOPE, alignment)[1]
+
+    inputs = [weight.double(), to_map(x, element), None, parameter(read_scale), parameter(read_shift)]
+    inputs += [parameter(bias), None, None, None]
+    outputs = [((networks, batch, out_rows, out_columns, -(-out_channels // 16) * 16), element)]
+    numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), -1, -1)
+    numbers += (networks, batch, in_channels, 0, out_channels, rows, columns, out_rows, out_columns, 1)
+    (result,) = emulated.run("convolution", inputs, outputs, *numbers, 0.1, SLOPE)
+    result = from_map(result, out_channels)
+    judge(result, lambda *x: each_network(block, networks, *x), x, weight, bias, read_scale, read_shift)
+
+
+# networks, batch, channels of both maps and out, rows and columns in, multiprocessors
+UPSAMPLING = [
+    (1, 1, 16, 0, 16, 1, 1, 1),
+    (2, 1, 16, 16, 16, 17, 33, 1),  # the narrow kind, several tiles
+    (2, 2, 20, 36, 32, 5, 9, 1),  # channels that fill no chunk
+    (1, 3, 64, 0, 70, 2, 8, 1),
+    (1, 1, 96, 32, 128, 3, 5, 132),  # few blocks: sums are split
+    (2, 37, 16, 16, 40, 1, 2, 1),
+]
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["activation first", "norm folded"])
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("sizes", UPSAMPLING, ids=str)
+def test_decoder_block(sizes, alignment, upsampling, norm_first, element, emulated):
+    networks, batch, skip_channels, channels, out_channels, rows, columns, multiprocessors = sizes
+    if upsampling == "nearest" and alignment == "tensorflow":
+        pytest.skip("nearest neighbours have no alignment")
+    skip = rounded(networks, batch, skip_channels, rows, columns, element=element)
+    x = rounded(networks, batch, channels, rows, columns, element=element) if channels else None
+    in_channels = skip_channels + channels
+    shape = (in_channels, out_channels) if upsampling == "transposed" else (out_channels, in_channels)
+    weight = rounded(networks, *shape, 5, 5, element=element, scale=in_channels**-0.5 / 3)
+    bias = rounded(networks, out_channels, element=element)
+    scale = None if norm_first else rounded(networks, out_channels, element=element)
+    shift = None if norm_first else rounded(networks, out_channels, element=element)
+
+    def block(skip, x, weight, bias, scale, shift):
+        one = torch.ones_like(bias)
+        scale, shift = (one, 0 * one) if scale is None else (scale, shift)
+        maps = (skip, None) if x is None else (x, skip)
+        return reference.decoder_block(*maps, weight, bias, scale, shift, norm_first, alignment, upsampling)
+
+    by_output = weight.transpose(1, 2) if upsampling == "transposed" else weight
+    inputs = [by_output.double().contiguous(), to_map(skip, element), to_map(x, element), None, None]
+    inputs += [parameter(bias), parameter(scale), parameter(shift), None]
+    outputs = [((networks, batch, 2 * rows, 2 * columns, -(-out_channels // 16) * 16), element)]
+    numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), int(upsampling == "nearest"), -1)
+    numbers += (networks, batch, skip_channels, channels, out_channels, rows, columns, rows, columns, multiprocessors)
+    (result,) = emulated.run("convolution", inputs, outputs, *numbers, 0.0, 0.0)
+    result = from_map(result, out_channels)
+    # Behind a repetition the kernel's taps are sums of the filter's, rounded once more.
+    times = 4 if upsampling == "nearest" and element != torch.float32 else 2
+    judge(result, lambda *x: each_network(block, networks, *x), skip, x, weight, bias, scale, shift, times=times)
+
+
+@pytest.mark.parametrize("ending", [SIGMOID, MASKED, ACTIVATED], ids=["sigmoid", "masked", "activated"])
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize(("networks", "batch", "out_channels", "rows", "columns"), [(1, 1, 1, 1, 1), (2, 3, 3, 9, 18)])
+def test_mask_block(networks, batch, out_channels, rows, columns, alignment, upsampling, ending, element, emulated):
+    skip_channels, channels = 16, 20
+    skip = rounded(networks, batch, skip_channels, rows, columns, element=element)
+    x = rounded(networks, batch, channels, rows, columns, element=element)
+    shape = (skip_channels + channels, out_channels)
+    weight = rounded(networks, *(shape if upsampling == "transposed" else shape[::-1]), 5, 5, element=element, scale=0.1)
+    bias, scale, shift = (rounded(networks, out_channels, element=element) for _ in range(3))
+    magnitude = torch.rand(batch, out_channels, 2 * rows, 2 * columns)
+
+    def block(skip, x, weight, bias, scale, shift, magnitude):
+        if ending == ACTIVATED:
+            return reference.decoder_block(x, skip, weight, bias, scale, shift, False, alignment, upsampling)
+        mask = reference.mask_block(x, skip, weight, bias, alignment, upsampling)
+        return mask * magnitude if ending == MASKED else mask
+
+    activated = ending == ACTIVATED
+    by_output = weight.transpose(1, 2) if upsampling == "transposed" else weight
+    inputs = [by_output.double().contiguous(), to_map(skip, element), to_map(x, element), None, None, parameter(bias)]
+    inputs += [parameter(scale) if activated else None, parameter(shift) if activated else None, magnitude]
+    outputs = [((networks, batch, out_channels, 2 * rows, 2 * columns), torch.float32)]
+    numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), int(upsampling == "nearest"), ending)
+    numbers += (networks, batch, skip_channels, channels, out_channels, rows, columns, rows, columns, 1)
+    (result,) = emulated.run("convolution", inputs, outputs, *numbers, 0.0, 0.0 if activated else 1.0)
+    times = 4 if upsampling == "nearest" and element != torch.float32 else 2
+    every = [magnitude.expand(networks, *magnitude.shape)]
+    arguments = [skip, x, weight, bias, scale, shift, *every]
+    judge(result.to(element), lambda *x: each_network(block, networks, *x), *arguments, times=times)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize(
+    ("networks", "batch", "channels", "out_channels", "rows", "columns"),
+    [(1, 1, 1, 16, 2, 2), (2, 3, 2, 20, 19, 70), (1, 1, 3, 33, 6, 130)],
+)
+def test_input_convolution(networks, batch, channels, out_channels, rows, columns, alignment, element, emulated):
+    x = torch.rand(batch, channels, rows, columns)
+    weight = torch.randn(networks, out_channels, channels, 5, 5) / 5
+    bias = torch.randn(networks, out_channels)
+    out_rows, out_columns = ((size + (alignment == "pytorch")) // 2 for size in (rows, columns))
+
+    def block(x, weight, bias):
+        one = torch.ones_like(bias)
+        return reference.encoder_block(x, weight, bias, one, 0 * one, SLOPE, alignment)[1]
+
+    outputs = [((networks, batch, out_rows, out_columns, -(-out_channels // 16) * 16), element)]
+    numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), networks, batch, channels, rows, columns)
+    numbers += (out_channels, out_rows, out_columns)
+    inputs = [weight.double(), x, parameter(bias)]
+    (result,) = emulated.run("input_convolution", inputs, outputs, *numbers, SLOPE)
+    result = from_map(result, out_channels)
+    every = x.expand(networks, *x.shape)
+    if element == torch.float32:
+        judge(result, lambda *x: each_network(block, networks, *x), every, weight, bias)
+    else:  # computed in float, and rounded once
+        exact = each_network(block, networks, every.double(), weight.double(), bias.double())
+        assert ((result.double() - exact).abs() <= exact.abs() * torch.finfo(element).eps / 2 + 2e-6).all()
+
+
+@pytest.mark.parametrize("ending", [SIGMOID, MASKED], ids=["sigmoid", "masked"])
+@pytest.mark.parametrize(
+    ("networks", "batch", "out_channels", "rows", "columns"), [(1, 1, 1, 2, 2), (2, 2, 2, 35, 70), (1, 1, 3, 16, 64)]
+)
+def test_dilated_head(networks, batch, out_channels, rows, columns, ending, emulated):
+    x = torch.randn(networks, batch, 1, rows, columns)
+    weight, bias = torch.randn(networks, out_channels, 1, 4, 4), torch.randn(networks, out_channels)
+    magnitude = torch.rand(batch, out_channels, rows, columns)
+
+    def head(x, weight, bias, magnitude):
+        mask = reference.dilated_head(x, weight, bias)
+        return mask * magnitude if ending == MASKED else mask
+
+    outputs = [((networks, batch, out_channels, rows, columns), torch.float32)]
+    numbers = (ending, networks, batch, out_channels, rows, columns)
+    (result,) = emulated.run("dilated_head", [x, weight, bias, magnitude], outputs, *numbers)
+    every = magnitude.expand(networks, *magnitude.shape)
+    judge(result, lambda *x: each_network(head, networks, *x), x, weight, bias, every)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4, 132])
+def test_split_sums(multiprocessors, emulated):
+    """However many blocks share a sum, small integers come out exactly."""
+    x = torch.randint(-2, 3, (1, 2, 256, 4, 4)).float()
+    weight = torch.randint(-1, 2, (1, 96, 256, 5, 5)).float()
+    bias = torch.randint(-3, 4, (1, 96)).float()
+    inputs = [weight.double(), to_map(x, torch.float16), None, None, None, parameter(bias), None, None, None]
+    numbers = (0, 0, -1, -1, 1, 2, 256, 0, 96, 4, 4, 2, 2, multiprocessors)
+    (result,) = emulated.run("convolution", inputs, [((1, 2, 2, 2, 96), torch.float16)], *numbers, 0.0, 1.0)
+    expected = F.conv2d(x[0], weight[0], bias[0], stride=2, padding=2)
+    assert torch.equal(from_map(result, 96)[0].float(), expected)
+
+
+def test_halves_stop_at_their_largest_value(emulated):
+    """Infinity times a mask of 0 would be NaN."""
+    x = torch.full((1, 1, 16, 2, 2), 60000.0)
+    weight = torch.ones(1, 16, 16, 5, 5)
+    inputs = [weight.double(), to_map(x, torch.float16), None, None, None, parameter(torch.zeros(1, 16)), None, None, None]
+    numbers = (0, 0, -1, -1, 1, 1, 16, 0, 16, 2, 2, 1, 1, 1)
+    (result,) = emulated.run("convolution", inputs, [((1, 1, 1, 1, 16), torch.float16)], *numbers, 0.0, 1.0)
+    assert (result == 65504.0).all()
