@@ -12,10 +12,10 @@ TORCH_STAMP := .venv/.torch-$(shell printf %s '$(TORCH)' | cksum | tr -cd 0-9)
 STAMP := .venv/.installed-$(PYUNETSEP_CUDA)
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long sanitize lint format bench sdist clean
+.PHONY: help install demo test test-long sanitize mutate compile-report lint format bench sdist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch and the build's tools first: the package is then built against them, without a build environment of its own, so
 # that Ninja compiles only what changed.
@@ -49,6 +49,13 @@ sanitize: $(STAMP) ## run the kernels' tests under AddressSanitizer and Undefine
 	cd $(SANITIZE) && PYUNETSEP_SANITIZE=ON PYUNETSEP_CUDA=OFF ../../$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZE) && LD_PRELOAD='$(RUNTIMES)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  ../../$(BIN)/python -m pytest tests/test_ops.py tests/test_transforms.py tests/test_blocks.py tests/test_unet_plan.py
+
+# Chosen ones: make mutate MUTANTS='--files stft.cu --sample 20'.
+mutate: $(STAMP) ## break the CUDA sources in many small ways, and see that the emulated tests notice (an hour and more)
+	$(BIN)/python tests/emulated/mutate.py $(MUTANTS)
+
+compile-report: $(STAMP) ## print the registers, stack, spills and shared memory of each CUDA kernel as it was built
+	$(BIN)/python tests/compile_report.py
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

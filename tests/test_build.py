@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.compile_report import architectures, compile_report, demangled, latest_build, parse
+
 ROOT = Path(__file__).parents[1]
 TORCH_RELEASE = ".".join(torch.__version__.split(".")[:2])
 
@@ -99,6 +101,49 @@ def test_simd_levels_share_no_code():
         symbols = subprocess.run(["nm", "--defined-only", path], check=True, capture_output=True, text=True).stdout
         shared = [line for line in symbols.splitlines() if line.split()[-2] in ("W", "V", "u")]
         assert not shared, f"{path.parts[-4]} {path.name}: {shared}"
+
+
+PTXAS = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z4goodPf' for 'sm_80'
+ptxas info    : Function properties for _Z4goodPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 46 registers, used 1 barriers, 1024 bytes smem, 408 bytes cmem[0]
+ptxas info    : Compile time = 22.781 ms
+ptxas info    : Function properties for helper
+    8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Compiling entry function '_Z3badPf' for 'sm_90'
+ptxas info    : Function properties for _Z3badPf
+    24 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 128 registers, used 0 barriers, 24 bytes cumulative stack size, 376 bytes cmem[0]
+"""
+
+
+def test_what_ptxas_says_is_understood():
+    good, helper, bad = parse("some.cu", PTXAS)
+    assert (good.name, good.architecture, good.registers, good.shared_bytes) == ("_Z4goodPf", "sm_80", 46, 1024)
+    assert (good.local_bytes, helper.local_bytes, bad.local_bytes) == (0, 8, 60)
+    assert (helper.name, helper.architecture, helper.registers) == ("helper", "sm_80", None)
+    assert (bad.name, bad.architecture, bad.registers) == ("_Z3badPf", "sm_90", 128)
+
+
+def test_no_kernel_uses_local_memory():
+    """Spills and arrays in local memory cost more than anything else that the compiler may do to a kernel."""
+    try:
+        folder = latest_build()
+    except FileNotFoundError as error:
+        if os.environ.get("PYUNETSEP_CUDA") == "ON":
+            pytest.fail(f"PYUNETSEP_CUDA=ON: {error}")
+        pytest.skip(str(error))
+    report = compile_report(folder)
+    kernels = {(compiled.source, compiled.name) for compiled in report if compiled.registers}
+    assert {(*kernel, architecture) for kernel in kernels for architecture in architectures(folder)} == {
+        (compiled.source, compiled.name, compiled.architecture) for compiled in report if compiled.registers
+    }
+    local = [compiled for compiled in report if compiled.local_bytes]
+    names = demangled([compiled.name for compiled in local])
+    lines = [f"{name} on {compiled.architecture}: {compiled.stack_bytes} bytes of stack, {compiled.spill_bytes} spilled"
+             for compiled, name in zip(local, names, strict=True)]  # fmt: skip
+    assert not lines, "\n".join(lines)
 
 
 @pytest.mark.slow
