@@ -34,9 +34,13 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def("ratio_mask(Tensor magnitudes, Tensor? mixture, float power, float epsilon) -> Tensor");
   library.def("overlap_add(Tensor frames, Tensor window, int hop_length) -> Tensor");
   library.def("stft(Tensor wave, Tensor window, int hop_length, int first_bin, int bins) -> (Tensor, Tensor)");
+  library.def("magnitudes(Tensor wave, Tensor window, int hop_length, int first_bin, int bins) -> Tensor");
   library.def(
       "masked_istft(Tensor spectrum, Tensor mask, Tensor gain, Tensor window, int hop_length, int first_bin) -> "
       "Tensor");
+  library.def(
+      "mask_wave(Tensor wave, Tensor mask, Tensor gain, Tensor window, Tensor synthesis_window, int hop_length, "
+      "int first_bin) -> Tensor");
   library.def(
       "encoder_block(Tensor x, Tensor weight, Tensor bias, Tensor scale, Tensor shift, float slope, str alignment) -> "
       "(Tensor, Tensor)");
@@ -48,12 +52,14 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def("dilated_head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
 }
 
-// One function for both devices: it chooses by the tensors it gets. Transforms and blocks are for the CPU alone.
+// One function for both devices: it chooses by the tensors it gets. Blocks are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("ratio_mask", &pyunetsep::ratio_mask);
   library.impl("overlap_add", &pyunetsep::overlap_add);
   library.impl("stft", &pyunetsep::stft);
+  library.impl("magnitudes", &pyunetsep::magnitudes);
   library.impl("masked_istft", &pyunetsep::masked_istft);
+  library.impl("mask_wave", &pyunetsep::mask_wave);
   library.impl("encoder_block", &pyunetsep::encoder_block);
   library.impl("decoder_block", &pyunetsep::decoder_block);
   library.impl("mask_block", &pyunetsep::mask_block);
@@ -63,6 +69,10 @@ TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
   library.impl("ratio_mask", &pyunetsep::ratio_mask);
   library.impl("overlap_add", &pyunetsep::overlap_add);
+  library.impl("stft", &pyunetsep::stft);
+  library.impl("magnitudes", &pyunetsep::magnitudes);
+  library.impl("masked_istft", &pyunetsep::masked_istft);
+  library.impl("mask_wave", &pyunetsep::mask_wave);
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -74,9 +84,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              pybind11::arg("hop_length"), without_gil);
   module.def("stft", &pyunetsep::stft, pybind11::arg("wave"), pybind11::arg("window"), pybind11::arg("hop_length"),
              pybind11::arg("first_bin"), pybind11::arg("bins"), without_gil);
+  module.def("magnitudes", &pyunetsep::magnitudes, pybind11::arg("wave"), pybind11::arg("window"),
+             pybind11::arg("hop_length"), pybind11::arg("first_bin"), pybind11::arg("bins"), without_gil);
   module.def("masked_istft", &pyunetsep::masked_istft, pybind11::arg("spectrum"), pybind11::arg("mask"),
              pybind11::arg("gain"), pybind11::arg("window"), pybind11::arg("hop_length"), pybind11::arg("first_bin"),
              without_gil);
+  module.def("mask_wave", &pyunetsep::mask_wave, pybind11::arg("wave"), pybind11::arg("mask"), pybind11::arg("gain"),
+             pybind11::arg("window"), pybind11::arg("synthesis_window"), pybind11::arg("hop_length"),
+             pybind11::arg("first_bin"), without_gil);
 
   using pyunetsep::Block, pyunetsep::CudaPlan, pyunetsep::UNetDescription, pyunetsep::UNetPlan;
   namespace py = pybind11;

@@ -2,7 +2,7 @@
 
 Each runs as a compiled kernel where there is one, and in plain PyTorch otherwise, or everywhere with
 `PYUNETSEP_KERNELS=0` in the environment. Masks and overlap-add have kernels for float32 and float64 on CPU and CUDA,
-the Fourier transforms and the U-Net's blocks for float32 on the CPU.
+the Fourier transforms for float32 on both, the U-Net's blocks for float32 on the CPU.
 """
 
 import torch
@@ -27,7 +27,9 @@ __all__ = [
     "ratio_mask",
     "overlap_add",
     "stft",
+    "magnitudes",
     "masked_istft",
+    "mask_wave",
     "encoder_block",
     "decoder_block",
     "mask_block",
@@ -109,7 +111,7 @@ def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: in
 
         spectrum[k, b] = sum_t window[t] wave[k hop_length + t] exp(-2 pi i b t / n_fft)
 
-    The kernel is for float32 on the CPU and n_fft a power of two from 32 to 8192.
+    The kernels are for float32 and n_fft a power of two from 32 to 8192.
 
     Args:
         wave: [..., samples], float32 or float64.
@@ -125,14 +127,20 @@ def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: in
         ValueError: shapes or devices that do not fit, `hop_length` or the band out of range.
     Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
     """
-    check_real_tensor("wave", wave)
-    if wave.ndim < 1:
-        raise ValueError(f"wave: got shape {shape(wave)}, wants [..., samples]")
-    check_alike("window", window, "wave", wave)
-    check_window(window)
-    check_hop_length(hop_length, window.shape[0])
+    _check_frames(wave, window, hop_length)
     check_band(first_bin, bins, window.shape[0] // 2 + 1)
     op = kernels.stft if kernels_enabled() and kernels.transforms(window) else reference.stft
+    return op(wave, window, hop_length, first_bin, bins)
+
+
+def magnitudes(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> Tensor:
+    """The magnitudes alone that `stft` returns, with the same arguments and errors.
+
+    On a GPU that saves most of the time: the spectrum is the larger part of what is written. See `mask_wave`.
+    """
+    _check_frames(wave, window, hop_length)
+    check_band(first_bin, bins, window.shape[0] // 2 + 1)
+    op = kernels.magnitudes if kernels_enabled() and kernels.transforms(window) else reference.magnitudes
     return op(wave, window, hop_length, first_bin, bins)
 
 
@@ -146,8 +154,8 @@ def masked_istft(
     with frame[k] the inverse transform of spectrum[k] times mask[k]. The mask is for a band: bins below it take its
     first value, bins above it the frame's gain, but a single one (the dropped Nyquist) takes the mask's last value.
 
-    The result has the same bits each time, for any number of threads. The kernel is for float32 on the CPU and n_fft a
-    power of two from 32 to 8192.
+    The result has the same bits each time, for any number of threads. The kernels are for float32 and n_fft a power of
+    two from 32 to 8192.
 
     Args:
         spectrum: [..., frames, n_fft // 2 + 1], complex64 or complex128. Never changed.
@@ -180,11 +188,75 @@ def masked_istft(
     if mask.ndim - spectrum.ndim not in (0, 1) or mask.shape[-spectrum.ndim : -1] != spectrum.shape[:-1]:
         wanted_mask = f"that of spectrum, {shape(spectrum)}, but for the bins and stems in front"
         raise ValueError(f"mask: got shape {shape(mask)}, wants {wanted_mask}")
-    if gain.shape != mask.shape[:-1]:
-        raise ValueError(f"gain: got shape {shape(gain)}, wants that of mask without bins, {shape(mask)[:-1]}")
+    _check_gain(gain, mask)
     check_hop_length(hop_length, window.shape[0])
     check_band(first_bin, mask.shape[-1], spectrum.shape[-1])
     if kernels_enabled() and kernels.transforms(window):
         return kernels.masked_istft(spectrum, mask, gain, window, hop_length, first_bin)
     frames = reference.masked_frames(spectrum, mask, gain, window.shape[0], first_bin)
     return overlap_add(frames, window, hop_length)
+
+
+def mask_wave(
+    wave: Tensor,
+    mask: Tensor,
+    gain: Tensor,
+    window: Tensor,
+    synthesis_window: Tensor,
+    hop_length: int,
+    first_bin: int,
+) -> Tensor:
+    """Let through what a mask says of a wave: `stft` with `window`, then `masked_istft` with `synthesis_window`.
+
+    On a GPU the spectrum is never stored: it takes less time to make it once more than to write and read it. So
+    `magnitudes` and `mask_wave` are faster there than `stft` and `masked_istft`; on a CPU it is the other way round.
+
+    Args:
+        wave: [..., samples], float32 or float64. Never changed.
+        mask: [..., frames, bins], or [stems, ..., frames, bins] for several at once, dtype and device of `wave`, for
+            the first `frames` frames of the wave. Extended beyond its band as in `masked_istft`.
+        gain: mask's shape without bins, dtype of `wave`.
+        window: [n_fft], for the way to the spectrum, dtype of `wave`.
+        synthesis_window: [n_fft], for the way back, with any normalisation folded in, dtype of `wave`.
+        hop_length: samples from one frame to the next, 1 to n_fft.
+        first_bin: of the mask's band, from 0.
+    Returns:
+        [..., (frames - 1) * hop_length + n_fft], with mask's leading dimensions, dtype and device; [..., 0] if there
+        are no frames.
+    Raises:
+        TypeError: a tensor that is none or of another dtype, dtypes that differ, a number that is not an int.
+        ValueError: shapes or devices that do not fit, `hop_length` or the band out of range.
+    Source: Griffin and Lim, IEEE TASSP 32(2), 1984, section II.
+    """
+    _check_frames(wave, window, hop_length)
+    for name, tensor in (("mask", mask), ("gain", gain), ("synthesis_window", synthesis_window)):
+        check_alike(name, tensor, "wave", wave)
+    if synthesis_window.shape != window.shape:
+        got, wanted = shape(synthesis_window), shape(window)
+        raise ValueError(f"synthesis_window: got shape {got}, wants that of window, {wanted}")
+    if mask.ndim - wave.ndim not in (1, 2) or mask.shape[-wave.ndim - 1 : -2] != wave.shape[:-1]:
+        wanted_mask = f"that of wave, {shape(wave)}, but for frames and bins instead of samples and stems in front"
+        raise ValueError(f"mask: got shape {shape(mask)}, wants {wanted_mask}")
+    _check_gain(gain, mask)
+    check_band(first_bin, mask.shape[-1], window.shape[0] // 2 + 1)
+    frames = max(0, (wave.shape[-1] - window.shape[0]) // hop_length + 1)
+    if mask.shape[-2] > frames:
+        raise ValueError(f"mask: got {mask.shape[-2]} frames, wants at most those of the wave, {frames}")
+    if kernels_enabled() and kernels.transforms(window):
+        return kernels.mask_wave(wave, mask, gain, window, synthesis_window, hop_length, first_bin)
+    spectrum = reference.first_frames(wave, mask.shape[-2], window, hop_length)
+    return masked_istft(spectrum, mask, gain, synthesis_window, hop_length, first_bin)
+
+
+def _check_frames(wave: Tensor, window: Tensor, hop_length: int) -> None:
+    check_real_tensor("wave", wave)
+    if wave.ndim < 1:
+        raise ValueError(f"wave: got shape {shape(wave)}, wants [..., samples]")
+    check_alike("window", window, "wave", wave)
+    check_window(window)
+    check_hop_length(hop_length, window.shape[0])
+
+
+def _check_gain(gain: Tensor, mask: Tensor) -> None:
+    if gain.shape != mask.shape[:-1]:
+        raise ValueError(f"gain: got shape {shape(gain)}, wants that of mask without bins, {shape(mask)[:-1]}")

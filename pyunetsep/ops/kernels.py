@@ -84,7 +84,7 @@ def transforms(window: Tensor) -> bool:
     """Whether there is a kernel for the Fourier transform of frames that are weighted with `window`."""
     n_fft = window.shape[0]
     lengths = 32 <= n_fft <= 8192 and n_fft & (n_fft - 1) == 0
-    return lengths and window.dtype == torch.float32 and window.device.type == "cpu"
+    return lengths and window.dtype == torch.float32 and window.device.type in ("cpu", "cuda")
 
 
 def blocks(x: Tensor) -> bool:
@@ -100,7 +100,9 @@ multiply_adds = _C.multiply_adds
 ratio_mask = torch.ops.pyunetsep.ratio_mask.default
 overlap_add = torch.ops.pyunetsep.overlap_add.default
 stft = torch.ops.pyunetsep.stft.default
+magnitudes = torch.ops.pyunetsep.magnitudes.default
 masked_istft = torch.ops.pyunetsep.masked_istft.default
+mask_wave = torch.ops.pyunetsep.mask_wave.default
 encoder_block = torch.ops.pyunetsep.encoder_block.default
 decoder_block = torch.ops.pyunetsep.decoder_block.default
 mask_block = torch.ops.pyunetsep.mask_block.default
@@ -118,19 +120,40 @@ def _(frames: Tensor, window: Tensor, hop_length: int) -> Tensor:
     return frames.new_empty((*rows, (frame_count - 1) * hop_length + n_fft if frame_count else 0))
 
 
-@torch.library.register_fake("pyunetsep::stft")
-def _(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("pyunetsep::magnitudes")
+def _empty_magnitudes(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> Tensor:
     *rows, samples = wave.shape
     n_fft = window.shape[0]
     frame_count = (samples - n_fft) // hop_length + 1 if samples >= n_fft else 0
-    spectrum = wave.new_empty((*rows, frame_count, n_fft // 2 + 1), dtype=wave.dtype.to_complex())
-    return spectrum, wave.new_empty((*rows, frame_count, bins))
+    return wave.new_empty((*rows, frame_count, bins))
+
+
+@torch.library.register_fake("pyunetsep::stft")
+def _(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> tuple[Tensor, Tensor]:
+    magnitude = _empty_magnitudes(wave, window, hop_length, first_bin, bins)
+    spectrum_shape = (*magnitude.shape[:-1], window.shape[0] // 2 + 1)
+    return wave.new_empty(spectrum_shape, dtype=wave.dtype.to_complex()), magnitude
 
 
 @torch.library.register_fake("pyunetsep::masked_istft")
-def _(spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int) -> Tensor:
+def _empty_waves(
+    spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int
+) -> Tensor:
     *rows, frame_count, _ = mask.shape
     return mask.new_empty((*rows, (frame_count - 1) * hop_length + window.shape[0] if frame_count else 0))
+
+
+@torch.library.register_fake("pyunetsep::mask_wave")
+def _(
+    wave: Tensor,
+    mask: Tensor,
+    gain: Tensor,
+    window: Tensor,
+    synthesis_window: Tensor,
+    hop_length: int,
+    first_bin: int,
+) -> Tensor:
+    return _empty_waves(wave, mask, gain, synthesis_window, hop_length, first_bin)
 
 
 @torch.library.register_fake("pyunetsep::encoder_block")
@@ -249,7 +272,9 @@ def _differentiate_by_reference(name: str, function: Callable[..., Tensor | tupl
 
 for _function in (
     reference.stft,
+    reference.magnitudes,
     reference.masked_istft,
+    reference.mask_wave,
     reference.encoder_block,
     reference.decoder_block,
     reference.mask_block,

@@ -32,11 +32,36 @@ def stft(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: in
     return spectrum, spectrum[..., first_bin : first_bin + bins].abs()
 
 
+def magnitudes(wave: Tensor, window: Tensor, hop_length: int, first_bin: int, bins: int) -> Tensor:
+    """See `pyunetsep.ops.magnitudes`."""
+    return stft(wave, window, hop_length, first_bin, bins)[1]
+
+
 def masked_istft(
     spectrum: Tensor, mask: Tensor, gain: Tensor, window: Tensor, hop_length: int, first_bin: int
 ) -> Tensor:
     """See `pyunetsep.ops.masked_istft`."""
     return overlap_add(masked_frames(spectrum, mask, gain, len(window), first_bin), window, hop_length)
+
+
+def mask_wave(
+    wave: Tensor,
+    mask: Tensor,
+    gain: Tensor,
+    window: Tensor,
+    synthesis_window: Tensor,
+    hop_length: int,
+    first_bin: int,
+) -> Tensor:
+    """See `pyunetsep.ops.mask_wave`."""
+    spectrum = first_frames(wave, mask.shape[-2], window, hop_length)
+    return masked_istft(spectrum, mask, gain, synthesis_window, hop_length, first_bin)
+
+
+def first_frames(wave: Tensor, frames: int, window: Tensor, hop_length: int) -> Tensor:
+    """Their spectrum: [..., frames, n_fft // 2 + 1]."""
+    samples = (frames - 1) * hop_length + len(window) if frames else 0
+    return stft(wave[..., :samples], window, hop_length, 0, 1)[0]
 
 
 def masked_frames(spectrum: Tensor, mask: Tensor, gain: Tensor, n_fft: int, first_bin: int) -> Tensor:
