@@ -21,6 +21,7 @@ from .arrays import MAX_CHANNELS, ArrayLayout, loudest
 from .audio import AudioReader, Wave, output_format
 from .checkpoint import Checkpoint
 from .config import EXACT, SeparatorConfig
+from .cuda_plan import CudaPlan
 from .device import choose_device
 from .engine import Engine, Estimator, Networks, batch_patches
 from .errors import Cancelled, DeviceError, InvalidAudioError
@@ -254,7 +255,7 @@ class Separator:
     def _separate_one(self, path: StrPath, output_dir: StrPath, options: dict[str, Any]) -> FileResult:
         try:
             return self.separate_file(path, output_dir, **options)
-        except (OSError, ValueError) as problem:  # PyunetsepErrors among them
+        except (OSError, ValueError, DeviceError) as problem:  # PyunetsepErrors among them
             error: Exception = problem
         except (MemoryError, torch.OutOfMemoryError):
             hint = "a smaller batch_patches or device='cpu' (--device cpu) takes less"
@@ -276,8 +277,6 @@ class Separator:
             if key not in self._engines:
                 estimator: Estimator
                 if planned:
-                    from .cuda_plan import CudaPlan
-
                     estimator = CudaPlan(self.networks, device=self.device, precision=getattr(torch, precision))
                 else:
                     estimator = Networks(self._estimators())

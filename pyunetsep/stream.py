@@ -126,7 +126,7 @@ class StemStream:
 
     @torch.inference_mode()
     def push(self, wave: Tensor) -> dict[str, Tensor]:
-        """[channels, samples], finite -> the stems' next samples, each [channels, samples'], like `wave`, on `device`."""
+        """[channels, samples], finite -> the stems' next samples, [channels, samples'] like `wave`, on `device`."""
         wave = wave.to(self.device) if self.resampled else self.transfers.bring(wave)
         self.mixture.push(wave)
         return self._advance(self.down.push(wave), last=False)

@@ -46,8 +46,7 @@ class PeakMeter:
         self.pending = torch.cat((self.pending, wave.to(self.pending)), dim=-1)
         frames = (self.pending.shape[-1] - self.spectrogram.n_fft) // self.spectrogram.hop_length + 1
         if frames > 0:
-            _, magnitude = self.spectrogram.analyse(self.pending)
-            self.loudest = torch.maximum(self.loudest, magnitude.max())
+            self.loudest = torch.maximum(self.loudest, self.spectrogram.magnitudes(self.pending).max())
             self.pending = self.pending[:, frames * self.spectrogram.hop_length :]
 
     def flush(self) -> Tensor:
@@ -174,15 +173,14 @@ class Segment:
             stems [stems, channels, samples'], gains [stems, channels, frames'], and the next segment's tail and faded.
         """
         spectrogram = self.spectrogram
-        stored = wave.device.type == "cpu"  # a GPU transforms twice in less time than it stores the spectrum in
-        if stored:
+        if self.stores_spectrum:
             spectrum, magnitude = spectrogram.analyse(wave)
         else:
             magnitude = spectrogram.magnitudes(wave)
         masks, faded = self._masks(magnitude, faded, peak, batch, last=last)
         gains = self._gains(masks)
         frames = masks.shape[-2]
-        if stored:
+        if self.stores_spectrum:
             overlapping = spectrogram.synthesise(spectrum[:, :frames], masks, gains)
         else:
             overlapping = spectrogram.filter(wave, masks, gains)
@@ -190,6 +188,10 @@ class Segment:
         done = frames * spectrogram.hop_length
         # the tail is not a view, which would keep the whole segment
         return overlapping[..., :done], gains, overlapping[..., done:].clone(), faded
+
+    @property
+    def stores_spectrum(self) -> bool:
+        return self.estimator.device.type == "cpu"  # a GPU transforms twice in less time than it stores the spectrum in
 
     @cached_property
     def spectrogram(self) -> Spectrogram:

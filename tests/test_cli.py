@@ -117,6 +117,12 @@ def test_json_says_what_was_done(pyunetsep, model, song, tmp_path):
             3,
             "'none' is neither the name of a model nor a file or folder; ",
         ),
+        (
+            ["separate", "song.wav", "--device", "cpu", "--precision", "float16"],
+            2,
+            "precision must be float32 on a CPU, got 'float16'; float16 and bfloat16 are for a GPU",
+        ),
+        (["separate", "song.wav", "--precision", "half"], 2, "argument --precision: invalid choice: 'half'"),
         (["separate", "song.wav", "--model", "song.wav"], 3, "song.wav: not a .safetensors model"),
         (["separate", "song.wav", "--start", "-1"], 2, "--start: want seconds, m:ss or h:mm:ss, got '-1'"),
         (["separate", "song.wav", "--start", "nan"], 2, "--start: want seconds, m:ss or h:mm:ss, got 'nan'"),

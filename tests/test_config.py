@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyunetsep.config import JANSSON2017, PRESETS, SPLEETER, ModelConfig, SeparatorConfig, from_dict, to_dict
+from pyunetsep.config import EXACT, JANSSON2017, PRESETS, SPLEETER, ModelConfig, SeparatorConfig, from_dict, to_dict
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
@@ -81,6 +81,9 @@ def test_separator_config_checks_its_bounds():
         ValueError, match=r"SeparatorConfig\.mask_extension must be one of zeros, average, upper; got 'all'"
     ):
         SeparatorConfig(mask_extension="all")
+    with pytest.raises(ValueError, match=r"precision must be one of float32, float16, bfloat16; got 'x'"):
+        SeparatorConfig(precision="x")
+    assert SeparatorConfig().precision is None and EXACT.precision == "float32"
     with pytest.raises(ValueError, match=r"SeparatorConfig\.grids must be a int, got 2\.0"):
         SeparatorConfig(grids=2.0)
 

@@ -13,6 +13,7 @@ import torch
 
 import pyunetsep
 from pyunetsep import ClippingWarning, InvalidAudioError, Separator, SeparatorConfig
+from pyunetsep.engine import Networks
 from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 STEMS = ["vocals", "accompaniment"]
@@ -569,3 +570,168 @@ def test_kernels_off_means_no_plans(monkeypatch):
     for stem, wave in separator(audio, 8_000).items():
         np.testing.assert_allclose(wave, plain[stem], atol=1e-6)
     assert list(separator._plans) == list(separator.networks)
+
+
+# ---- precision, GPUs, memory
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_halves_are_for_a_gpu(precision):
+    with pytest.raises(ValueError, match=f"precision must be float32 on a CPU, got '{precision}'; float16 and bfloat"):
+        Separator(checkpoint(), device="cpu", config=SeparatorConfig(precision=precision))
+    with pytest.raises(ValueError, match="precision must be float32 on a CPU"):  # before any download
+        Separator.from_pretrained("none", device="cpu", config=SeparatorConfig(precision=precision))
+
+
+def test_float32_may_be_asked_for_anywhere(spleeter):
+    asked = Separator(checkpoint(), device="cpu", config=SeparatorConfig(precision="float32"))
+    for exact in (False, True):
+        expected = spleeter(song(), 8_000, exact=exact)["vocals"]
+        assert np.array_equal(asked(song(), 8_000, exact=exact)["vocals"], expected)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A Separator that believes itself on a GPU, and plans that remember what they were made for."""
+
+    class Plan:
+        def __init__(self, networks, *, device, precision):
+            self.stems, self.device, self.precision, self.dtype = tuple(networks), device, precision, torch.float32
+
+    monkeypatch.setattr("pyunetsep.separator.CudaPlan", Plan)
+
+    def make(config=None, tiny=None):
+        separator = Separator(tiny or checkpoint(), device="cpu")
+        separator.device, separator.config = torch.device("cuda:0"), config or SeparatorConfig()
+        return separator
+
+    return make
+
+
+def test_a_gpu_gets_one_plan_of_all_networks_for_each_precision(on_gpu):
+    separator = on_gpu()
+    engine = separator._engine(separator._config(exact=False))
+    assert engine.estimator.precision == torch.float16 and engine.estimator.stems == ("vocals", "accompaniment")
+    assert engine.estimator.device == torch.device("cuda:0") and engine.graphs.limit and engine.batch == 128
+    assert separator._engine(separator.config) is engine
+    exact = separator._engine(separator._config(exact=True))
+    assert exact is not engine and exact.estimator.precision == torch.float32
+    by_hand = on_gpu(SeparatorConfig(precision="bfloat16", batch_patches=3))
+    for exact in (False, True):
+        engine = by_hand._engine(by_hand._config(exact))
+        assert engine.estimator.precision == torch.bfloat16 and engine.batch == 3
+
+
+def test_a_gpu_without_kernels_runs_plain_pytorch_in_the_models_dtype(on_gpu, monkeypatch):
+    double = checkpoint()
+    for network in double.networks.values():
+        network.double()
+    separator = on_gpu(tiny=double)
+    engine = separator._engine(separator.config)
+    assert isinstance(engine.estimator, Networks) and engine.estimator.dtype == torch.float64
+    monkeypatch.setenv("PYUNETSEP_KERNELS", "0")
+    separator = on_gpu()
+    engine = separator._engine(separator.config)
+    assert isinstance(engine.estimator, Networks) and engine.graphs is None
+    separator = on_gpu(SeparatorConfig(precision="float16"))
+    with pytest.raises(ValueError, match=r"precision float16 needs the kernels \(no PYUNETSEP_KERNELS=0\)"):
+        separator._engine(separator.config)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_blocks_that_are_begun_ahead_are_the_same_blocks(spleeter, wav, tmp_path, monkeypatch, depth):
+    mixture = song(50_000)
+    songs = torch.stack([noise(2, 20_000, seed) for seed in range(3)])
+    path = wav(samples=50_000, subtype="FLOAT")
+    expected, of_songs = spleeter(mixture, 8_000), spleeter(songs, 8_000)["vocals"]
+    monkeypatch.setattr("pyunetsep.separator.BLOCK_S", 0.5)
+    monkeypatch.setattr(Separator, "_ahead", depth)
+    calls = []
+    stems = spleeter(mixture, 8_000, progress=lambda done, total: calls.append(done))
+    assert all(np.array_equal(stems[stem], expected[stem]) for stem in STEMS)
+    assert calls == sorted(calls) and calls[-1] == 6.25
+    calls.clear()
+    assert torch.equal(spleeter(songs, 8_000, progress=lambda done, total: calls.append(done))["vocals"], of_songs)
+    assert calls == sorted(calls) and calls[-1] == 7.5
+    outputs = spleeter.separate_file(path, tmp_path / "out").outputs
+    for stem in STEMS:
+        assert np.array_equal(soundfile.read(outputs[stem], dtype="float32")[0], expected[stem])
+
+
+class ShortOfMemory(Separator):
+    """As on a GPU that holds so many patches at once."""
+
+    limit = 1
+
+    def _estimators(self):
+        return {stem: self.Network(self, network) for stem, network in self.networks.items()}
+
+    class Network:
+        def __init__(self, owner, network):
+            self.owner, self.network, self.device, self.dtype = owner, network, network.device, network.dtype
+
+        def estimate(self, magnitude, **options):
+            if magnitude.shape[0] > self.owner.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.network.estimate(magnitude, **options)
+
+
+def test_a_smaller_batch_is_remembered(spleeter, wav, tmp_path):
+    separator = ShortOfMemory(checkpoint(), device="cpu", config=SeparatorConfig(batch_patches=8))
+    for _ in range(2):
+        for stem, wave in separator(song(50_000), 8_000).items():
+            np.testing.assert_allclose(wave, spleeter(song(50_000), 8_000)[stem], atol=1e-6)
+        assert separator._engine(separator.config).batch == 1
+    separator.limit = 0
+    with pytest.raises(pyunetsep.DeviceError, match="cpu is out of memory, with batch_patches down to 1"):
+        separator(song(50_000), 8_000)
+    (result,) = separator.separate_files([wav()], tmp_path / "out")
+    assert isinstance(result.error, pyunetsep.DeviceError) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])
+def test_devices_agree(device, model):
+    """The second and the third call run as graphs."""
+    mixture = song(100_000)
+    cpu, separator = Separator(checkpoint(model), device="cpu"), Separator(checkpoint(model), device=device)
+    for exact, tolerance in ((True, 1e-4), (False, 2e-2)):
+        for rate in (model.spectrogram.sample_rate_hz, 11_025):
+            expected = cpu(mixture, rate, exact=exact)
+            for _ in range(3):
+                for stem, wave in separator(mixture, rate, exact=exact).items():
+                    np.testing.assert_allclose(wave, expected[stem], atol=tolerance)
+    stems = separator(mixture, rate)
+    assert np.abs(sum(stems.values()) - mixture).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16])
+def test_a_tensor_comes_back_where_it_was(device, dtype):
+    separator = Separator(checkpoint(), device=device)
+    songs = torch.stack([noise(2, 20_000, seed) for seed in range(3)])
+    songs = songs.to(dtype) if dtype.is_floating_point else (songs * 2**15).to(dtype)
+    for rate in (8_000, 11_025):
+        expected = separator(songs, rate)
+        for stem, wave in separator(songs.to(device), rate).items():
+            assert wave.device.type == device.type and wave.dtype == dtype
+            assert torch.equal(wave.cpu(), expected[stem])
+    bad = songs.to(device, torch.float32)
+    bad[1, 0, 123] = torch.nan
+    with pytest.raises(InvalidAudioError, match=r"song 1: .* got nan at sample 123 "):
+        separator(bad, 8_000)
+    assert separator(bad, 8_000, sanitize=True)["vocals"].isfinite().all()
+
+
+def test_threads_share_a_device(device):
+    separator = Separator(checkpoint(), device=device)
+    mixture = song(60_000)
+    expected, results = separator(mixture, 8_000)["vocals"], [None] * 8
+
+    def work(i):
+        results[i] = separator(mixture, 8_000)["vocals"]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(result, expected) for result in results)

@@ -1,12 +1,17 @@
 """The model-rate path: segments, grids, channels, masks. Tiny networks with random weights."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pyunetsep import DeviceError
 from pyunetsep.config import EXACT, SeparatorConfig
-from pyunetsep.unmixer import PeakMeter, Unmixer
+from pyunetsep.engine import Engine, Networks
+from pyunetsep.unmixer import PeakMeter, Segment, Unmixer
 from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 FAMILIES = pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])
@@ -172,3 +177,95 @@ def test_the_dropped_nyquist_bin_takes_its_neighbours_mask():
     wave = torch.cos(torch.pi * torch.arange(4_000.0))[None] * 0.1 + noise(1, 4_000) * 1e-3  # all energy at Nyquist
     stems, _ = unmix(JANSSON_LIKE, wave, SeparatorConfig(mask_extension="zeros"))
     torch.testing.assert_close(stems.sum(0), wave, rtol=0, atol=1e-6)
+
+
+@FAMILIES
+@pytest.mark.parametrize("config", [DEFAULT, EXACT], ids=["default", "exact"])
+def test_the_batch_makes_no_difference_but_rounding(model, config):
+    wave = noise_for(model, 20_000)
+    whole, gains = unmix(model, wave, dataclasses.replace(config, batch_patches=100))
+    for batch in (1, 2, 5):
+        stems, their_gains = unmix(model, wave, dataclasses.replace(config, batch_patches=batch))
+        torch.testing.assert_close(stems, whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(their_gains, gains, rtol=0, atol=1e-6)
+
+
+class ShortOfMemory(Networks):
+    """As on a GPU with room for `limit` patches at once, or for one call after the other's limits and then for all."""
+
+    def __init__(self, model, limit):
+        super().__init__(checkpoint(model).networks)
+        self.limits = itertools.repeat(limit) if isinstance(limit, int) else iter(limit)
+
+    def estimate(self, magnitude, stems, *, masked=False, out=None):
+        if magnitude.shape[0] > next(self.limits, 10**9):
+            out.fill_(torch.nan)  # what a call leaves that did not get to its end
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().estimate(magnitude, stems, masked=masked, out=out)
+
+
+def unmix_with(engine, model, wave, config, block):
+    with torch.inference_mode():
+        unmixer = Unmixer(model, engine, config, wave.shape[0], model.stems)
+        parts = [unmixer.push(part) for part in wave.split(block, -1)] + [unmixer.flush()]
+    return torch.cat([part for part, _ in parts], -1), torch.cat([gains for _, gains in parts], -1)
+
+
+@FAMILIES
+@pytest.mark.parametrize("config", [DEFAULT, EXACT], ids=["default", "exact"])
+@pytest.mark.parametrize("block", [700, 10**9])
+def test_a_smaller_batch_where_memory_is_short(model, config, block):
+    wave = noise_for(model, 60_000)
+    for limit, left in ((16, 16), (8, 8), (7, 4), (3, 2), (1, 1)):
+        engine = Engine(ShortOfMemory(model, limit), 16)
+        stems, gains = unmix_with(engine, model, wave, config, block)
+        expected, their_gains = unmix(model, wave, dataclasses.replace(config, batch_patches=left))
+        assert engine.batch == left
+        assert torch.equal(stems, expected) and torch.equal(gains, their_gains)
+
+
+@FAMILIES
+@given(limits=st.lists(st.sampled_from([0, 1, 2, 3, 5, 100]), max_size=12), block=st.sampled_from([500, 5_000, 40_000]))
+@settings(max_examples=30)
+def test_no_sample_is_lost_or_doubled_when_memory_runs_out_in_the_middle(model, limits, block):
+    wave = noise_for(model, 12_000)
+    expected, their_gains = unmix(model, wave)
+    engine = Engine(ShortOfMemory(model, limits), 16)
+    try:
+        stems, gains = unmix_with(engine, model, wave, DEFAULT, block)
+    except DeviceError:
+        assert engine.batch == 1
+        return
+    torch.testing.assert_close(stems, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gains, their_gains, rtol=0, atol=1e-6)
+
+
+def test_a_patch_that_does_not_fit_is_an_error_and_can_be_tried_again():
+    wave = noise(2, 9_000)
+    engine = Engine(ShortOfMemory(SPLEETER_LIKE, [0] * 3), 4)
+    with torch.inference_mode():
+        unmixer = Unmixer(SPLEETER_LIKE, engine, DEFAULT, 2, SPLEETER_LIKE.stems)
+        with pytest.raises(DeviceError, match="cpu is out of memory, with batch_patches down to 1; device='cpu'"):
+            unmixer.push(wave)
+        parts = [unmixer.push(wave[:, :0]), unmixer.flush()]
+    expected, _ = unmix(SPLEETER_LIKE, wave)
+    torch.testing.assert_close(torch.cat([part for part, _ in parts], -1), expected, rtol=0, atol=1e-6)
+
+
+@FAMILIES
+@pytest.mark.parametrize("channels", [1, 2])
+def test_without_a_stored_spectrum_the_stems_are_the_same(model, channels, monkeypatch):
+    wave = noise(min(channels, model.unet.input_channels), 8_000)
+    stems, gains = unmix(model, wave, block=1_000)
+    monkeypatch.setattr(Segment, "stores_spectrum", False)
+    recomputed, their_gains = unmix(model, wave, block=1_000)
+    torch.testing.assert_close(recomputed, stems, rtol=0, atol=1e-6)
+    torch.testing.assert_close(their_gains, gains, rtol=0, atol=1e-6)
+
+
+def test_equal_segments_are_one_to_a_graph():
+    estimator = Networks(checkpoint().networks)
+    first, second = (Segment(SPLEETER_LIKE, SeparatorConfig(), estimator, 2, ("vocals",)) for _ in range(2))
+    assert first == second and hash(first) == hash(second)
+    assert first != dataclasses.replace(first, channels=1)
+    assert first != dataclasses.replace(first, estimator=Networks(checkpoint().networks))
