@@ -35,7 +35,7 @@ from .unet_plan import UNetPlan
 DEFAULT_MODEL = "spleeter-2stems"
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 5.0  # what is read, and reported as progress, at a time
-CUDA_BLOCK_S = 30.0  # a GPU takes milliseconds for it
+CUDA_BLOCK_S = 60.0  # a GPU takes milliseconds for it
 CPU = torch.device("cpu")
 
 Progress = Callable[[float, float], object]  # seconds done, seconds in all
@@ -92,7 +92,7 @@ def _loaded(model: str, _written: int | None, device: str, offline: bool) -> Sep
 
 
 class Separator:
-    """A model on a device. Calls share nothing that changes, so threads may share a Separator."""
+    """A model on a device. Threads may share a Separator."""
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: str | torch.device = "auto", config: SeparatorConfig | None = None
@@ -154,26 +154,24 @@ class Separator:
         layout = ArrayLayout(audio)
         rate_hz = _checked_rate(sample_rate)
         stems = self._stems(stem)
-        runs, songs, results = [], [], []
-        for i, wave in enumerate(layout.songs):
-            report = _share(progress, i, len(layout.songs))
-            name = f"song {i}: " if len(layout.songs) > 1 else ""
-            runs.append(_Run(self, stems, self._config(exact), sanitize, report, cancel, name=name))
-            songs.append(_ArraySong(wave, rate_hz))
-            results.append({stem: layout.stem(i) for stem in stems})
-        # across songs as well, a GPU works on one block while the one before comes back
-        started = (
-            (i, block)
-            for i, song in enumerate(songs)
-            for block in runs[i].start(song, runs[i].peaks(song.open), song.device)
-        )
-        done = [0] * len(songs)
-        for i, block in ahead(started, self._ahead):
-            done[i] = _fill(results[i], block, done[i])
-            runs[i].report(songs[i], done[i])
+        songs: list[_ArraySong] = []
+
+        def started() -> Iterator[tuple[_Run, _ArraySong, dict[str, Fetched]]]:
+            for i, wave in enumerate(layout.songs):
+                song = _ArraySong(wave, rate_hz, {name: layout.stem(i) for name in stems})
+                songs.append(song)
+                report = _share(progress, i, len(layout.songs))
+                name = f"song {i}: " if len(layout.songs) > 1 else ""
+                run = _Run(self, stems, self._config(exact), sanitize, report, cancel, name=name)
+                for block in run.start(song, run.peaks(song.open), song.device):
+                    yield run, song, block
+
+        for run, song, block in ahead(started(), self._ahead):  # from song to song as well
+            song.take(block)
+            run.report(song, song.done)
         if rescale:
-            _rescale(results)
-        return {name: layout.restore([waves[name] for waves in results], name) for name in stems}
+            _rescale([song.made for song in songs])
+        return {name: layout.restore([song.made[name] for song in songs], name) for name in stems}
 
     def separate_file(
         self,
@@ -334,8 +332,9 @@ class _Song(Protocol):
 
 
 class _ArraySong:
-    def __init__(self, wave: Wave | torch.Tensor, sample_rate_hz: int) -> None:
-        self.wave, self.sample_rate_hz = wave, sample_rate_hz
+    def __init__(self, wave: Wave | torch.Tensor, sample_rate_hz: int, made: dict[str, torch.Tensor]) -> None:
+        """`made` are the stems, to be filled."""
+        self.wave, self.sample_rate_hz, self.made, self.done = wave, sample_rate_hz, made, 0
         self.channels, self.samples = int(wave.shape[0]), int(wave.shape[1])
         self.device = wave.device if isinstance(wave, torch.Tensor) else CPU
 
@@ -345,6 +344,16 @@ class _ArraySong:
     def blocks(self, samples: int) -> Iterator[Any]:
         for start in range(0, self.samples, samples):
             yield self.wave[:, start : start + samples]
+
+    def take(self, block: dict[str, Fetched]) -> None:
+        """The stems' next samples."""
+        waves = {name: fetched.wait() for name, fetched in block.items()}
+        end = self.done + next(iter(waves.values())).shape[-1]
+        for name, wave in waves.items():
+            # channel by channel: both at once, the copy would walk along the channels, which are few
+            for channel, samples in zip(self.made[name], wave, strict=True):
+                channel[self.done : end] = samples
+        self.done = end
 
 
 @dataclass(frozen=True)
@@ -420,18 +429,6 @@ def _share(progress: Progress | None, song: int, songs: int) -> Progress | None:
     if progress is None or songs == 1:
         return progress
     return lambda done_s, total_s: progress(song * total_s + done_s, songs * total_s)
-
-
-def _fill(stems: dict[str, torch.Tensor], block: dict[str, Fetched], done: int) -> int:
-    """Puts a block behind the first `done` samples of `stems`; returns how many there are then."""
-    samples = 0
-    for name, fetched in block.items():
-        wave = fetched.wait()
-        samples = wave.shape[-1]
-        # channel by channel: both at once, the copy would walk along the channels, which are few
-        for channel, part in zip(stems[name], wave, strict=True):
-            channel[done : done + samples] = part
-    return done + samples
 
 
 def _rescale(songs: list[dict[str, torch.Tensor]]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyunetsep import DeviceError
 from pyunetsep.config import EXACT, SeparatorConfig
+from pyunetsep.cuda_graph import CudaGraphs
 from pyunetsep.engine import Engine, Networks
 from pyunetsep.unmixer import PeakMeter, Segment, Unmixer
 from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
@@ -269,3 +270,40 @@ def test_equal_segments_are_one_to_a_graph():
     assert first == second and hash(first) == hash(second)
     assert first != dataclasses.replace(first, channels=1)
     assert first != dataclasses.replace(first, estimator=Networks(checkpoint().networks))
+
+
+class Replayed(CudaGraphs):
+    """Graphs that run their function anew, on tensors that stay where they are."""
+
+    def __init__(self):
+        super().__init__(torch.device("cuda"))
+        self.captured = 0
+
+    def _capture(self, function, tensors, flags):
+        self.captured += 1
+        inputs = [None if tensor is None else torch.empty(tensor.shape) for tensor in tensors]
+
+        def replay(*tensors):
+            for static, tensor in zip(inputs, tensors, strict=True):
+                if static is not None:
+                    static.copy_(tensor)
+            outputs = function(*inputs, **flags)
+            for static, tensor in zip(inputs, tensors, strict=True):
+                assert static is None or torch.equal(static, tensor)  # a pure function
+            return outputs
+
+        return replay
+
+
+@FAMILIES
+def test_songs_share_the_graphs_of_their_segments(model):
+    engine = Engine(Networks(checkpoint(model).networks), 2)
+    engine.graphs = Replayed()
+    wave = noise_for(model, 40_000)
+    config = SeparatorConfig(batch_patches=2)
+    expected, their_gains = unmix(model, wave, config)
+    for song in range(3):
+        stems, gains = unmix_with(engine, model, wave, config, block=5_000)
+        assert torch.equal(stems, expected) and torch.equal(gains, their_gains)
+        # of a first, a middle and a last segment; the middle ones come again within a song
+        assert engine.graphs.captured == (1, 3, 3)[song]
