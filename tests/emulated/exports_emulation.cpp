@@ -115,6 +115,14 @@ void set_order(int reversed, int early_copies) {
 void set_architecture(int number) { pyunetsep::emulation::architecture = number; }
 void set_multiprocessors(int count) { pyunetsep::emulation::multiprocessors = count; }
 
+// The sources that launched kernels since the last call, a line each.
+const char* take_launched() {
+  static std::string taken;
+  taken.clear();
+  taken.swap(pyunetsep::emulation::launched);
+  return taken.c_str();
+}
+
 // ---- Conversions, 0: of halves, 1: of bfloat16s.
 
 const char* test_widen(const uint16_t* bits, float* values, int64_t n, int64_t kind) {

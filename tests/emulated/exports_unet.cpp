@@ -1,8 +1,9 @@
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/unet.h"
+#include "cuda/network.h"
 #include "exports.h"
 
 using exports::kQueue, exports::message_of;
@@ -103,6 +104,79 @@ const char* convolution(const double* weight, const void* source_0, const void* 
     run.arrivals = sums.arrivals();
     pyunetsep::cuda::convolution(run, static_cast<int>(multiprocessors), kQueue);
     sums.check();
+  });
+}
+
+// A whole network in one call. sizes [layers, 2]: channels in and out of the encoder's blocks, the decoder's and perhaps
+// the head; parameters: of each layer weight, bias and perhaps scale and shift, of all networks; slopes and has_scale a
+// layer. The workspace starts as NaN and lies between guards.
+const char* unet(const double* parameters, const int64_t* sizes, const int64_t* has_scale, const double* slopes,
+                 const float* magnitude, float* output, int64_t element, int64_t networks, int64_t depth,
+                 int64_t has_head, int64_t alignment, int64_t upsampling, int64_t raw_skips, int64_t first,
+                 int64_t run_networks, int64_t batch, int64_t rows, int64_t columns, int64_t masked,
+                 int64_t multiprocessors) {
+  return message_of([=] {
+    NetworkDescription description{};
+    description.element = static_cast<Element>(element);
+    description.networks = networks;
+    description.alignment = static_cast<Alignment>(alignment);
+    description.upsampling = static_cast<Upsampling>(upsampling);
+    description.raw_skips = raw_skips != 0;
+    const double* next = parameters;
+    const auto take = [&](int64_t count) {
+      const std::vector<double> values(next, next + count);
+      next += count;
+      return values;
+    };
+    for (int64_t i = 0; i < 2 * depth + has_head; ++i) {
+      LayerParameters layer{};
+      layer.in_channels = sizes[2 * i];
+      layer.out_channels = sizes[2 * i + 1];
+      layer.slope = slopes[i];
+      layer.weight = take(networks * layer.in_channels * layer.out_channels * (i < 2 * depth ? 25 : 16));
+      layer.bias = take(networks * layer.out_channels);
+      if (has_scale[i]) {
+        layer.scale = take(networks * layer.out_channels);
+        layer.shift = take(networks * layer.out_channels);
+      }
+      if (i < depth) {
+        description.encoder.push_back(layer);
+      } else if (i < 2 * depth) {
+        description.decoder.push_back(layer);
+      } else {
+        description.head = layer;
+      }
+    }
+    const Network network(description);
+    const int count = static_cast<int>(multiprocessors);
+    const auto bytes = static_cast<size_t>(network.workspace_bytes(run_networks, batch, rows, columns, count));
+    constexpr size_t kGuard = 1024;
+    const auto aligned = [](std::vector<unsigned char>& memory) {
+      return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) & ~uintptr_t{255});
+    };
+    std::vector<unsigned char> packed(network.packed().size() + 256), memory(bytes + 2 * kGuard + 256, 0xff);
+    std::copy(network.packed().begin(), network.packed().end(), aligned(packed));
+
+    NetworkCall call{};
+    call.packed = aligned(packed);
+    call.workspace = aligned(memory) + kGuard;
+    call.first = first;
+    call.networks = run_networks;
+    call.magnitude = magnitude;
+    call.row_stride = columns;
+    call.channel_stride = rows * columns;
+    call.batch_stride = network.channels() * rows * columns;
+    call.batch = batch;
+    call.rows = rows;
+    call.columns = columns;
+    call.masked = masked != 0;
+    call.output = planes_of(output, batch, network.channels(), rows, columns);
+    network.run(call, count, kQueue);
+    for (size_t i = 0; i < kGuard; ++i) {
+      if (aligned(memory)[i] != 0xff || aligned(memory)[kGuard + bytes + i] != 0xff) {
+        throw std::runtime_error("wrote outside the workspace");
+      }
+    }
   });
 }
 

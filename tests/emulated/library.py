@@ -130,6 +130,7 @@ class Emulated:
 
 def guarded(x: Tensor, value: float = torch.nan) -> tuple[Tensor, Tensor]:
     """A contiguous copy at a multiple of 128 bytes, and the larger array it lies in the middle of."""
+    value = value if x.is_floating_point() else -1
     whole = torch.full((x.numel() + 2 * GUARD + 128 // x.element_size(),), value, dtype=x.dtype)
     skip = -(whole.data_ptr() + GUARD * x.element_size()) % 128 // x.element_size()
     whole = whole[skip : skip + x.numel() + 2 * GUARD]
