@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -56,8 +57,10 @@ class CudaGraphs:
             if graph is None:
                 try:
                     graph = self._capture(function, tensors, flags)
-                except torch.OutOfMemoryError:  # a graph's memory comes on top of what the first call had
+                except RuntimeError as error:  # whatever is wrong with the function itself, a plain call will tell
                     self._stop()
+                    if not isinstance(error, torch.OutOfMemoryError):  # which comes on top of what plain calls take
+                        warnings.warn(f"goes on without CUDA graphs, slower: {error}", RuntimeWarning, stacklevel=3)
                     return None
         self.graphs[kind] = graph
         if len(self.graphs) > self.limit:
@@ -91,12 +94,11 @@ class Graph:
     ) -> None:
         self.function = function  # keeps the constants alive that the graph reads
         self.stream, self.graph = stream, torch.cuda.CUDAGraph()
-        with torch.cuda.device(stream.device), _capturing:
-            with torch.cuda.stream(stream):
-                self.inputs = tuple(
-                    None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                    for tensor in tensors
-                )
+        with _capturing, torch.cuda.stream(stream):
+            self.inputs = tuple(
+                None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                for tensor in tensors
+            )
             # other threads may go on allocating memory
             with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.outputs = function(*self.inputs, **flags)

@@ -1,6 +1,7 @@
 """Which calls become graphs, and what a graph gives back."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -68,15 +69,30 @@ def test_the_kind_that_was_called_longest_ago_goes_first():
     assert len(graphs.captured) == 4
 
 
-def test_no_memory_for_a_graph_means_no_graphs():
-    class Full(Counted):
-        def _capture(self, function, tensors, flags):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+class Uncapturable(Counted):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
 
-    graphs = Full()
-    for _ in range(3):
+    def _capture(self, function, tensors, flags):
+        raise self.error
+
+
+def test_where_nothing_can_be_captured_there_are_no_graphs():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graphs = Uncapturable(torch.OutOfMemoryError("CUDA out of memory"))
+        for _ in range(3):
+            assert graphs(scaled, torch.ones(1))[0].tolist() == [2]
+        assert not graphs.graphs and not graphs.limit
+    graphs = Uncapturable(RuntimeError("operation not permitted when stream is capturing"))
+    assert graphs(scaled, torch.ones(1))[0].tolist() == [2]
+    with pytest.warns(RuntimeWarning, match="goes on without CUDA graphs, slower: operation not permitted"):
         assert graphs(scaled, torch.ones(1))[0].tolist() == [2]
     assert not graphs.graphs and not graphs.limit
+
+
+def test_stopped_graphs_are_freed():
     graphs = Counted()
     graphs(scaled, torch.ones(1))
     graphs(scaled, torch.ones(1))
@@ -97,6 +113,7 @@ def test_a_call_that_fails_leaves_the_graphs_usable():
     assert graphs(scaled, torch.ones(1))[0].tolist() == [2]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("limit", [1, 8])
 def test_graphs_give_what_the_function_gives(device, limit):
     graphs = CudaGraphs(device, limit=limit)
@@ -114,6 +131,7 @@ def test_graphs_give_what_the_function_gives(device, limit):
     assert torch.equal(graphs(scaled, x)[0], scaled(x)[0])
 
 
+@pytest.mark.filterwarnings("error")  # so that a capture that fails is seen
 def test_threads_share_graphs(device):
     graphs, wrong = CudaGraphs(device), []
 

@@ -689,6 +689,7 @@ def test_a_smaller_batch_is_remembered(spleeter, wav, tmp_path):
     assert isinstance(result.error, pyunetsep.DeviceError) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("error")  # so that a capture that fails is seen
 @pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])
 def test_devices_agree(device, model):
     """The second and the third call run as graphs."""
