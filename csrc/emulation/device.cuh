@@ -59,6 +59,7 @@ inline bool early_copies = false;  // asynchronous copies at once, not at the wa
 inline int architecture = 0;       // the one that is played; 0: launches must be possible on all of kArchitectures
 inline int multiprocessors = 132;  // of the device that is played
 inline uint64_t launches = 0;      // so far
+inline std::string launched;       // the sources they came from, for tests/emulated/mutate.py
 
 // What kernels are built for, and what differs in what a launch may ask.
 struct Architecture {
@@ -90,7 +91,7 @@ inline void require(bool holds, const char* what) {
   if (!holds) fail(what);
 }
 
-void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+void launch(const char* source, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 // Where a kernel calls what threads do together. By default, as a last argument, that of the call itself.
 using Line = int;
@@ -135,7 +136,7 @@ void wait_copies(int groups);
 #define threadIdx (::pyunetsep::emulation::running->thread_index)
 
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, queue, ...) \
-  ::pyunetsep::emulation::launch((grid), (block), (shared_bytes), [&] { (kernel)(__VA_ARGS__); })
+  ::pyunetsep::emulation::launch(__BASE_FILE__, (grid), (block), (shared_bytes), [&] { (kernel)(__VA_ARGS__); })
 #define SHARED_MEMORY(name) unsigned char* const name = ::pyunetsep::emulation::shared_memory
 
 inline void __syncthreads(int line = __builtin_LINE()) { ::pyunetsep::emulation::sync_threads(line); }

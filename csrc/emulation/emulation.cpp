@@ -273,9 +273,10 @@ void fail(const std::string& why) {
   std::abort();
 }
 
-void launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& thread) {
+void launch(const char* source, dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& thread) {
   running = nullptr;
   ++launches;
+  if (launched.find(source) == std::string::npos) launched.append(source).append("\n");
   require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "a grid has at least one block");
   require(grid.x <= 2147483647 && grid.y <= 65535 && grid.z <= 65535,
           "a grid has at most 2^31 - 1, 65535, 65535 blocks");

@@ -194,6 +194,9 @@ def run_tests(to: Connection, tree: Path, mutant: Mutant | None, tests: list[str
     sys.path[0] = str(SNAPSHOT)
     from tests.emulated import library
 
+    if tests == []:
+        to.send(("done",))
+        return
     if mutant:
         path = tree / "csrc" / "cuda" / mutant.file
         text = path.read_text()
@@ -204,9 +207,12 @@ def run_tests(to: Connection, tree: Path, mutant: Mutant | None, tests: list[str
         to.send(("uncompiled",))
         return
     kernels.take_launched.restype = library.ctypes.c_char_p
+    if mutant is None:
+        sources = (tree / "csrc" / "cuda").glob("*.cu")
+        to.send(("includes", {path.name: {header.name for header in library.with_headers(path)} for path in sources}))
     files = ["tests/emulated"] if tests is None else sorted({test.split("::")[0] for test in tests})
-    stop = [] if tests is None else ["-x"]
-    pytest.main([*stop, "-q", "-p", "no:cacheprovider", *files], plugins=[Reporter(to, tests, kernels)])
+    options = ["--ignore=tests/emulated/test_emulation.py"] if tests is None else ["-x"]
+    pytest.main([*options, "-q", "-p", "no:cacheprovider", *files], plugins=[Reporter(to, tests, kernels)])
     to.send(("done",))
 
 
@@ -223,6 +229,7 @@ class Run:
     test: str = ""
     test_began: float = 0.0
     ends: list[tuple[str, float, bool, list[str]]] = field(default_factory=list)
+    includes: dict[str, set[str]] = field(default_factory=dict)  # what each source includes of ours
     outcome: str = ""
     killer: str = ""
 
@@ -234,6 +241,8 @@ class Run:
             if not message[3] and not self.killer:
                 self.outcome, self.killer = f"killed by {message[1]}", message[1]
             self.test = ""
+        elif message[0] == "includes":
+            self.includes = message[1]
         elif message[0] == "uncompiled":
             self.outcome = "did not compile"
         elif not self.outcome:
@@ -352,18 +361,11 @@ def main() -> int:
         shutil.copytree(workers[0].tree / "build", worker.tree / "build", dirs_exist_ok=True)
     print(f"{len(reached)} tests in {time.monotonic() - began:.0f} s; {len(mutants)} mutants", flush=True)
 
-    os.environ["PYUNETSEP_EMULATED_SOURCES"] = str(source)
-    sys.path.insert(0, str(SNAPSHOT))
-    from tests.emulated.library import with_headers
-
-    includes = {
-        path.name: {header.name for header in with_headers(path.resolve())} for path in (source / "cuda").glob("*.cu")
-    }
     killers: dict[str, Counter[str]] = {name: Counter() for name in names}
 
     def tests_for(file: str) -> list[str]:
         """Those that reach the file; first those that killed its mutants, then the fast ones."""
-        sources = {name for name, headers in includes.items() if file in headers}
+        sources = {name for name, headers in baseline.includes.items() if file in headers}
         chosen = [test for test, launched in reached.items() if not sources or sources.intersection(launched)]
         return sorted(chosen, key=lambda test: (-killers[file][test], seconds[test]))
 

@@ -57,7 +57,7 @@ def test_overlap_add(rows, frames, n_fft, hop_length, dtype, emulated):
 
 
 def test_a_build_without_cuda_says_how_to_get_it():
-    sources = [CSRC / "cuda" / "unavailable.cpp", *sorted(EXPORTS.glob("exports*.cpp"))]
+    sources = [*sorted((CSRC / "cuda").glob("*.cpp")), *sorted(EXPORTS.glob("exports*.cpp"))]
     library = Emulated(compile_library(sources))
     ones = torch.ones(1)
     for name, numbers in (("ratio_mask_float32", (1, 1, 2.0, 1.0)), ("overlap_add_float32", (1, 1, 1, 1, 1))):
