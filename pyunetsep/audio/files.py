@@ -8,10 +8,10 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from ..errors import AudioFileError
+from .libsndfile import soundfile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,15 +122,15 @@ class SplicedFile(io.RawIOBase):
         return count
 
 
-class SequentialSoundFile(soundfile.SoundFile):
+def sequential_sound_file(*arguments: Any, **options: Any) -> soundfile.SoundFile:
     """A `SoundFile` that reads and writes straight on.
 
     soundfile seeks after every read and write to the place where libsndfile is anyway. That seek is inexact near
     the end of Ogg files (small reads of Opus gave other samples) and fails in FLAC files of unknown length.
     """
-
-    def seekable(self) -> bool:
-        return False
+    file = soundfile.SoundFile(*arguments, **options)
+    file.seekable = lambda: False
+    return file
 
 
 class SampleQueue:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import soundfile
 
 from ..errors import AudioFormatError
-from .files import SequentialSoundFile
+from .files import sequential_sound_file
+from .libsndfile import soundfile
 
 # libsndfile's scale runs from 0 (best) to 1. LAME's V0 (~250 kbit/s, no low-pass), Vorbis quality 9 (~350 kbit/s)
 # and ~370 kbit/s Opus in stereo: a stem is often processed further, and peers' cut highs are users' first complaint.
@@ -152,7 +152,7 @@ def _fits(format: AudioFormat, sample_rate_hz: int, channels: int, samples: int 
         return False
     memory = io.BytesIO()
     try:
-        with SequentialSoundFile(
+        with sequential_sound_file(
             memory,
             "w",
             samplerate=sample_rate_hz,

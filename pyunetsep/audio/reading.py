@@ -11,12 +11,12 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
-import soundfile
 
 from ..errors import AudioFileError, TruncatedAudioError
-from .files import GuardedFile, SampleQueue, SequentialSoundFile, SplicedFile, file_error
+from .files import GuardedFile, SampleQueue, SplicedFile, file_error, sequential_sound_file
 from .formats import SAMPLE_BYTES, AudioFormat
 from .headers import closed_header, ends_within_mp4_box, ends_within_ogg_page, mp3_header, sound_extent
+from .libsndfile import soundfile
 
 _BLOCK = 1 << 16
 _UNKNOWN = 1 << 40  # libsndfile says 2^63 - 1, an unbounded MP3 2^31 frames of 576 or 1152 samples
@@ -200,7 +200,7 @@ class _LibsndfileDecoder:
         file.seek(0)
         self._guard = GuardedFile(file)
         try:
-            self._file = SequentialSoundFile(cast(Any, self._guard))
+            self._file = sequential_sound_file(cast(Any, self._guard))
         except soundfile.LibsndfileError:
             self._guard.check()
             if extent is not None and cut_chunk:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import soxr
 
 # soxr's best: 28 bits, where HQ has 20. It costs little: both run at 500 to 700 times real time.
 _QUALITY = "VHQ"
@@ -34,6 +33,8 @@ class Resampler:
         self._pushed = self._returned = 0
         self._stream = None
         if from_hz != to_hz:
+            import soxr  # here, so that songs of the model's rate do without it
+
             self._stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype=self.dtype.name, quality=_QUALITY)
 
     def push(self, wave: np.ndarray) -> np.ndarray:

@@ -10,11 +10,11 @@ import stat
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import soundfile
 
 from ..errors import AudioFileError, AudioFormatError, InvalidAudioError, OutputExistsError
-from .files import GuardedFile, SampleQueue, SequentialSoundFile, file_error
+from .files import GuardedFile, SampleQueue, file_error, sequential_sound_file
 from .formats import COMPRESSION_LEVEL, PCM_BITS, SAMPLE_BYTES, UNBOUNDED_SUBTYPES, AudioFormat, check_format
+from .libsndfile import soundfile
 from .reading import AudioReader
 
 # What 32-bit sizes hold, less room for the header. A WAV beyond it becomes RF64.
@@ -76,7 +76,7 @@ class AudioWriter:
             raise file_error(self.path, error) from None
         self._guard = GuardedFile(self._raw)
         try:
-            self._file = SequentialSoundFile(
+            self._file = sequential_sound_file(
                 cast(Any, self._guard),
                 "w",
                 samplerate=sample_rate_hz,
