@@ -41,7 +41,7 @@ def test_a_small_network(config, precision, emulated):
 @torch.no_grad()
 def test_a_whole_network(name, multiprocessors, emulated):
     """With and without split sums."""
-    config, precision = NETWORKS[name], torch.float16
+    config = NETWORKS[name]
     networks = {"one": random_network(config), "other": random_network(config, seed=1)}
     magnitude = torch.rand(1, config.input_channels, 64, 64).half().float()
     check(EmulatedPlan(emulated, networks, multiprocessors=multiprocessors), networks, magnitude)
