@@ -16,7 +16,8 @@ from pyunetsep import __version__
 from pyunetsep.benchmark import cpu_name
 from pyunetsep.ops import build_info
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = Path(os.environ.get("OUT") or HERE / "results")  # a lent machine gives back what lies in $OUT
 
 
 def all_threads() -> int:
@@ -24,23 +25,37 @@ def all_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def answer(*command: str) -> str:
+    """What a program prints; nothing if it is not there or fails."""
+    try:
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def gpu_facts() -> dict[str, str]:
+    """The card as its driver describes it: asked right after the work, so the clocks are those of work."""
+    names = ("name", "driver_version", "memory.total", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
+    values = answer("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0").split(", ")
+    return dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
+
+
 def save(name: str, results: Any) -> Path:
     """Writes results/<name>.json, with the machine, the versions and the commit they hold for."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
     context = {
         "pyunetsep": __version__,
-        "commit": commit,
+        "commit": os.environ.get("COMMIT") or answer("git", "describe", "--always", "--dirty"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "build": build_info(),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "driver": gpu_facts() if torch.cuda.is_available() else {},
         "date": time.strftime("%Y-%m-%d"),
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"context": context, "results": results}, indent=2) + "\n")
     return path
