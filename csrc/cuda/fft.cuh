@@ -118,26 +118,18 @@ class FrameTransform {
   static constexpr int kSharedPoints = kPoints + (kPoints >= 128 ? kPoints / 16 : 0);  // of a team
   static constexpr int kSharedBytes = kTeams * kSharedPoints * static_cast<int>(sizeof(Complex));  // of a block
 
-  // What a thread has of a spectrum.
+  // What a thread has of a spectrum: bin(i), and its mirror image kPoints - bin(i). The first and the last bin, which
+  // are thread 0's number 0, are real; their imaginary parts hold real and imaginary part of bin kPoints / 2 instead.
   struct Bins {
-    Complex low[8], high[8];  // bin(i) and its mirror image kPoints - bin(i)
-    Complex middle;           // thread 0: bin kPoints / 2
+    Complex low[8], high[8];
   };
 
   // `shared` has kSharedBytes, for all teams; all threads of the block call the same functions together.
-  __device__ __forceinline__ FrameTransform(void* shared, const float* roots)
-      : shared_(static_cast<Complex*>(shared) + threadIdx.x / kThreads * kSharedPoints),
+  __device__ __forceinline__ FrameTransform(void* shared, const float* roots, int thread_of_block)
+      : shared_(static_cast<Complex*>(shared) + thread_of_block / kThreads * kSharedPoints),
         roots_(roots),
-        thread_(static_cast<int>(threadIdx.x) % kThreads),
+        thread_(thread_of_block % kThreads),
         partner_(kColumns - (thread_ == 0 ? kColumns / 2 : thread_)) {}
-
-  // The same, of which the compiler does not know it: nothing is computed ahead of a loop and held in registers.
-  __device__ __forceinline__ FrameTransform anew() const {
-    FrameTransform other = *this;
-    other.thread_ = unknown(thread_);
-    other.partner_ = kColumns - (other.thread_ == 0 ? kColumns / 2 : other.thread_);
-    return other;
-  }
 
   __device__ __forceinline__ int thread() const { return thread_; }
   __device__ __forceinline__ int bin(int i) const {  // below kPoints / 2
@@ -162,11 +154,14 @@ class FrameTransform {
       x.low[i] = {0.5f * even.re + odd.re, 0.5f * even.im + odd.im};
       x.high[i] = {0.5f * even.re - odd.re, odd.im - 0.5f * even.im};
     }
-    x.middle = conj(z[4]);
+    if (thread_ == 0) {
+      x.low[0].im = z[4].re;
+      x.high[0].im = -z[4].im;
+    }
   }
 
   // A spectrum -> z[s] = n_fft times point thread + kThreads s, with real and imaginary part exchanged: so the inverse
-  // is made of forward transforms. The first and the last bin count as real.
+  // is made of forward transforms.
   __device__ __forceinline__ void backward(const Bins& x, Complex (&z)[16]) const {
     Complex points[8], mirrors[8];
 #pragma unroll
@@ -184,7 +179,7 @@ class FrameTransform {
       z[7 - i] = thread_ > 0 ? mirrors[4 + i] : mirrors[(i + 1) % 4];
       z[8 + (8 - i) % 8] = thread_ > 0 ? mirrors[i] : mirrors[4 + i];
     }
-    if (thread_ == 0) z[4] = {-2 * x.middle.im, 2 * x.middle.re};
+    if (thread_ == 0) z[4] = {-2 * x.high[0].im, 2 * x.low[0].im};
     backward_passes<1>(z);
   }
 

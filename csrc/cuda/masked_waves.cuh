@@ -25,26 +25,39 @@ constexpr int64_t kMaxHeight = 65535;           // gridDim.y
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Runs {
-  int64_t hops;    // of a run
-  int64_t count;   // of runs in a row
-  int64_t stems;   // made at once
-  int64_t groups;  // of stems
-  int frames;      // that reach a run, at most
+  int64_t hops;   // of a run
+  int64_t reach;  // frames that a sample can lie in
+  int count;      // of runs in a row
+  int frames;     // that reach a run, at most
+  int stems;      // made at once
+  int groups;     // of stems
 };
 
-// What the frame's bins are multiplied with.
+// What a frame's bins are multiplied with.
 struct Factors {
   const float* mask;  // [bins]
-  float gain, scale;
-  int first_bin, last;  // place of the mask's last value
-  int end;              // bins from here on take the gain
+  float below, above, scale;
+  uint32_t first_bin, bins;
 
   __device__ __forceinline__ float operator()(int k) const {
-    if (k >= end) return gain * scale;
-    const int place = k - first_bin;
-    return mask[place < 0 ? 0 : place < last ? place : last] * scale;
+    const uint32_t in_band = static_cast<uint32_t>(k) - first_bin;
+    float factor = k < static_cast<int>(first_bin) ? below : above;
+    if (in_band < bins) factor = mask[in_band];
+    return factor * scale;
   }
 };
+
+template <int kPoints>
+__device__ __forceinline__ Factors factors_of(const MaskedIstft& a, int64_t made, int64_t frame) {
+  const float* mask = a.mask + made * a.mask_row_stride + frame * a.mask_frame_stride;
+  const bool one_above = a.first_bin + a.bins == kPoints;
+  return {.mask = mask,
+          .below = mask[0],
+          .above = one_above ? mask[a.bins - 1] : a.gain[made * a.frame_count + frame],
+          .scale = 1.0f / (2 * kPoints),
+          .first_bin = static_cast<uint32_t>(a.first_bin),
+          .bins = static_cast<uint32_t>(a.bins)};
+}
 
 // A frame's bins, from memory.
 template <int kPoints>
@@ -63,7 +76,10 @@ struct StoredSpectrum {
       x.low[i] = load_complex(spectrum + 2 * transform.bin(i));
       x.high[i] = load_complex(spectrum + 2 * (kPoints - transform.bin(i)));
     }
-    if (transform.thread() == 0) x.middle = load_complex(spectrum + kPoints);
+    if (transform.thread() == 0) {
+      x.low[0].im = spectrum[kPoints];
+      x.high[0].im = spectrum[kPoints + 1];
+    }
   }
 };
 
@@ -93,97 +109,119 @@ struct FrameTarget {
   int begin, end;  // of the samples that are the run's
   int fresh;       // from here on no frame came before
   int done;        // up to here none comes after
+
+  // Of samples i, or i and i + 1.
+  template <typename Sample>
+  __device__ __forceinline__ void add(int i, Sample sample, int mask) const {
+    auto& place = *reinterpret_cast<Sample*>(ring + ((start + i) & mask));
+    if (i < fresh) sample = place + sample;
+    if (i >= done) {
+      place = sample;
+    } else if (begin <= i && i < end) {
+      *reinterpret_cast<Sample*>(wave + i) = sample;
+    }
+  }
 };
 
 template <int kPoints>
-__device__ __forceinline__ void add_frame(const FrameTarget& to, const Complex (&z)[16], const float* window,
-                                          int thread) {
+__device__ __forceinline__ void add_frame(const FrameTarget& to, Complex (&z)[16], const float* window, int thread) {
   constexpr int kMask = 2 * kPoints - 1;
-  // Samples go in pairs, unless a hop is odd, when a pair may be parted.
-  const bool in_pairs = ((to.start | to.begin | to.end | to.fresh | to.done) & 1) == 0 &&
-                        reinterpret_cast<uintptr_t>(to.wave) % 8 == 0;
+  const auto place = [&](int s) { return 2 * (thread + kPoints / 16 * s); };
 #pragma unroll
   for (int s = 0; s < 16; ++s) {
-    const int i = 2 * (thread + kPoints / 16 * s);
-    const Complex w = load_complex(window + i);
-    const Complex sample = {w.re * z[s].im, w.im * z[s].re};  // they come exchanged
-    if (in_pairs) {
-      auto& place = *reinterpret_cast<Complex*>(to.ring + ((to.start + i) & kMask));
-      Complex sum = sample;
-      if (i < to.fresh) sum = place + sample;
-      if (i >= to.done) {
-        place = sum;
-      } else if (to.begin <= i && i < to.end) {
-        store_complex(to.wave + i, sum);
-      }
-    } else {
+    const Complex w = load_complex(window + place(s));
+    z[s] = {w.re * z[s].im, w.im * z[s].re};  // they come exchanged
+  }
+  // A pair of samples may be parted if a hop is odd.
+  const bool in_pairs = ((to.start | to.begin | to.end | to.fresh | to.done) & 1) == 0 &&
+                        reinterpret_cast<uintptr_t>(to.wave) % 8 == 0;
+  if (in_pairs) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float& place = to.ring[(to.start + i + j) & kMask];
-        float sum = j ? sample.im : sample.re;
-        if (i + j < to.fresh) sum = place + sum;
-        if (i + j >= to.done) {
-          place = sum;
-        } else if (to.begin <= i + j && i + j < to.end) {
-          to.wave[i + j] = sum;
-        }
-      }
+    for (int s = 0; s < 16; ++s) to.add(place(s), z[s], kMask);
+  } else {
+#pragma unroll
+    for (int s = 0; s < 16; ++s) {
+      to.add(place(s), z[s].re, kMask);
+      to.add(place(s) + 1, z[s].im, kMask);
     }
   }
 }
 
-// Run `run` of row `row`, and of it the stems from first_stem on.
+// One run of a row.
+struct Run {
+  int64_t begin;       // its first sample
+  int64_t first;       // the first frame that reaches it
+  int early;           // frames that begin before it
+  int frames;          // that reach it
+  int samples;
+
+  __device__ __forceinline__ Run(const MaskedIstft& a, const Runs& runs, int number) {
+    const int64_t hop = number * runs.hops, left = a.length - hop * a.hop_length;
+    begin = hop * a.hop_length;
+    early = static_cast<int>(hop < runs.reach ? hop : runs.reach - 1);
+    first = hop - early;
+    const int64_t frames_left = a.frame_count - first;
+    frames = left <= 0 ? 0 : static_cast<int>(frames_left < early + runs.hops ? frames_left : early + runs.hops);
+    samples = static_cast<int>(left < runs.hops * a.hop_length ? left : runs.hops * a.hop_length);
+  }
+};
+
+// The runs from first_run on of row `row`, one a team, and of them the stems of `group`.
+//
+// What comes cheaply of a thread's index is made of it anew where it is used: it would else take registers that the
+// spectrum needs.
 template <int kPoints, template <int> typename Source>
-__device__ __forceinline__ void make_run(const typename Source<kPoints>::Args& args, const Runs& runs,
-                                         const FrameTransform<kPoints>& team, float* rings, int64_t row,
-                                         int64_t run, int64_t first_stem) {
+__device__ __forceinline__ void make_runs(const typename Source<kPoints>::Args& args, const Runs& runs,
+                                          unsigned char* shared, int64_t row, int first_run, int group) {
   using Transform = FrameTransform<kPoints>;
-  constexpr bool kAlone = Transform::kTeams == 1 || Transform::kThreads == 32;
   constexpr int kSamples = 2 * kPoints;
   const MaskedIstft& a = Source<kPoints>::inverse(args);
-  const int hop = static_cast<int>(a.hop_length);
-  const int64_t begin = run * runs.hops * hop;
-  const int64_t first = begin < kSamples ? 0 : (begin - kSamples) / hop + 1;
-  // Counted from `begin`, all is small.
-  const int64_t left = a.length - begin, frames_left = a.frame_count - first;
-  const int samples = static_cast<int>(left < runs.hops * hop ? left : runs.hops * hop);
-  int start = static_cast<int>(first * hop - begin);  // of the frame
-  const int reached = (samples - 1 - start) / hop + 1;
-  const int frames = run >= runs.count ? 0 : reached < frames_left ? reached : static_cast<int>(frames_left);
-  const int64_t stems = a.stems - first_stem < runs.stems ? a.stems - first_stem : runs.stems;
-  const int band_end = static_cast<int>(a.first_bin + a.bins);
+  const auto thread_of_block = [] { return unknown(static_cast<int>(threadIdx.x)); };
+  const auto run_of = [&](int thread) { return Run(a, runs, first_run + thread / Transform::kThreads); };
+  const auto team_of = [&](int thread) { return Transform(shared, a.tables.roots, thread); };
 
-  for (int k = 0; k < runs.frames; ++k, start += hop) {
-    const bool active = k < frames;
-    if (kAlone && !active) break;  // else these threads keep the others company at their barriers
+  for (int k = 0; k < runs.frames; ++k) {
+    // A run with fewer frames keeps the others company at their barriers.
+    const bool active = k < run_of(thread_of_block()).frames;
     typename Transform::Bins x;
-    Source<kPoints>::load(args, team.anew(), row, first + k, active, x);
-    FrameTarget to{.ring = rings,
-                   .start = static_cast<int>((begin + start) & (kSamples - 1)),
-                   .begin = start < 0 ? -start : 0,
-                   .end = samples - start < kSamples ? samples - start : kSamples,
-                   .fresh = k == 0 ? 0 : kSamples - hop,
-                   .done = k == frames - 1 ? kSamples : hop};
-    for (int64_t stem = 0; stem < stems; ++stem, to.ring += kSamples) {
-      const int64_t made = (first_stem + stem) * a.rows + row;
-      const Factors factor{.mask = a.mask + made * a.mask_row_stride + (first + k) * a.mask_frame_stride,
-                           .gain = active ? a.gain[made * a.frame_count + first + k] : 0,
-                           .scale = 1.0f / kSamples,
-                           .first_bin = static_cast<int>(a.first_bin),
-                           .last = static_cast<int>(a.bins) - 1,
-                           .end = !active ? 0 : band_end == kPoints ? kPoints + 1 : band_end};
-      const Transform transform = team.anew();
-      typename Transform::Bins y;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        y.low[i] = x.low[i] * factor(transform.bin(i));
-        y.high[i] = x.high[i] * factor(kPoints - transform.bin(i));
-      }
-      if (transform.thread() == 0) y.middle = x.middle * factor(kPoints / 2);
+    {
+      const int thread = thread_of_block();
+      Source<kPoints>::load(args, team_of(thread), row, run_of(thread).first + k, active, x);
+    }
+    for (int stem = 0; stem < runs.stems && group * runs.stems + stem < a.stems; ++stem) {
+      const int64_t made = (group * runs.stems + stem) * a.rows + row;
       Complex z[16];
-      transform.backward(y, z);
-      to.wave = a.wave + made * a.length + begin + start;
-      if (active) add_frame<kPoints>(to, z, a.window, transform.thread());
+      {
+        const int thread = thread_of_block();
+        const Transform transform = team_of(thread);
+        Factors factor = {};
+        if (active) factor = factors_of<kPoints>(a, made, run_of(thread).first + k);
+        typename Transform::Bins y;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          y.low[i] = x.low[i] * factor(transform.bin(i));
+          y.high[i] = x.high[i] * factor(kPoints - transform.bin(i));
+        }
+        if (transform.thread() == 0) {
+          const float middle = factor(kPoints / 2);
+          y.low[0].im = x.low[0].im * middle;
+          y.high[0].im = x.high[0].im * middle;
+        }
+        transform.backward(y, z);
+      }
+      if (!active) continue;
+      const int thread = thread_of_block(), team = thread / Transform::kThreads;
+      const Run run = run_of(thread);
+      const int hop = static_cast<int>(a.hop_length), start = (k - run.early) * hop;  // after the run's first sample
+      const FrameTarget to{
+          .ring = reinterpret_cast<float*>(shared + Transform::kSharedBytes) + (team * runs.stems + stem) * kSamples,
+          .wave = a.wave + made * a.length + run.begin + start,
+          .start = static_cast<int>((run.begin + start) & (kSamples - 1)),
+          .begin = start < 0 ? -start : 0,
+          .end = run.samples - start < kSamples ? run.samples - start : kSamples,
+          .fresh = k == 0 ? 0 : kSamples - hop,
+          .done = k == run.frames - 1 ? kSamples : hop};
+      add_frame<kPoints>(to, z, a.window, thread % Transform::kThreads);
     }
   }
 }
@@ -191,17 +229,14 @@ __device__ __forceinline__ void make_run(const typename Source<kPoints>::Args& a
 template <int kPoints, template <int> typename Source>
 __global__ void __launch_bounds__(FrameTransform<kPoints>::kBlock, 512 / FrameTransform<kPoints>::kBlock)
     masked_waves_kernel(const typename Source<kPoints>::Args args, const Runs runs) {
-  using Transform = FrameTransform<kPoints>;
   SHARED_MEMORY(shared);
-  const MaskedIstft& a = Source<kPoints>::inverse(args);
-  const Transform transform(shared, a.tables.roots);
-  const int64_t team = threadIdx.x / Transform::kThreads;
-  float* const rings = reinterpret_cast<float*>(shared + Transform::kSharedBytes) + team * runs.stems * 2 * kPoints;
-  for (int64_t i = blockIdx.y; i < a.rows * runs.groups; i += gridDim.y) {
-    const int64_t group = i / a.rows, row = i - group * a.rows;
-    for (int64_t run = int64_t{blockIdx.x} * Transform::kTeams; run < runs.count;
-         run += int64_t{gridDim.x} * Transform::kTeams) {
-      make_run<kPoints, Source>(args, runs, transform, rings, row, run + team, group * runs.stems);
+  constexpr int kTeams = FrameTransform<kPoints>::kTeams;
+  const int64_t rows = Source<kPoints>::inverse(args).rows;
+  for (int64_t i = blockIdx.y; i < rows * runs.groups; i += gridDim.y) {
+    const int group = static_cast<int>(i / rows);
+    for (int run = static_cast<int>(blockIdx.x) * kTeams; run < runs.count;
+         run += static_cast<int>(gridDim.x) * kTeams) {
+      make_runs<kPoints, Source>(args, runs, shared, i - group * rows, run, group);
     }
   }
 }
@@ -213,15 +248,16 @@ Runs runs_of(const MaskedIstft& a) {
   constexpr int64_t kSamples = 2 * kPoints;
   constexpr int64_t kRoom = (kManyStemsBytes - Transform::kSharedBytes) / (Transform::kTeams * kSamples * 4);
   constexpr int64_t kMostStems = kRoom < 1 ? 1 : kRoom;
-  Runs runs = {};
-  runs.groups = ceil_div(a.stems, kMostStems);
-  runs.stems = ceil_div(a.stems, runs.groups);
   const int64_t reach = ceil_div(kSamples, a.hop_length), hops = ceil_div(a.length, a.hop_length);
-  const int64_t share = ceil_div(hops * a.rows * runs.groups, kBlocksAtOnce * Transform::kTeams);
-  runs.hops = share < kLeastRun * reach ? kLeastRun * reach : share;
-  runs.frames = static_cast<int>(runs.hops + reach - 1);
-  runs.count = ceil_div(hops, runs.hops);
-  return runs;
+  const int64_t groups = ceil_div(a.stems, kMostStems);
+  const int64_t share = ceil_div(hops * a.rows * groups, kBlocksAtOnce * Transform::kTeams);
+  const int64_t hops_a_run = share < kLeastRun * reach ? kLeastRun * reach : share;
+  return {.hops = hops_a_run,
+          .reach = reach,
+          .count = static_cast<int>(ceil_div(hops, hops_a_run)),
+          .frames = static_cast<int>(hops_a_run + reach - 1),
+          .stems = static_cast<int>(ceil_div(a.stems, groups)),
+          .groups = static_cast<int>(groups)};
 }
 
 template <template <int> typename Source, typename Args>
@@ -231,7 +267,7 @@ void masked_waves(const Args& args, const MaskedIstft& inverse, Queue queue) {
     const Runs runs = runs_of<kPoints>(inverse);
     const dim3 grid(blocks_for(runs.count, Transform::kTeams, kMaxRuns),
                     blocks_for(inverse.rows * runs.groups, 1, kMaxHeight));
-    const int ring_bytes = static_cast<int>(runs.stems) * Transform::kTeams * 2 * kPoints * 4;
+    const int ring_bytes = runs.stems * Transform::kTeams * 2 * kPoints * 4;
     CUDA_LAUNCH((masked_waves_kernel<kPoints, Source>), grid, Transform::kBlock, Transform::kSharedBytes + ring_bytes,
                 queue, args, runs);
   });

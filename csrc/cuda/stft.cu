@@ -31,7 +31,7 @@ template <int kPoints>
 __global__ void __launch_bounds__(FrameTransform<kPoints>::kBlock, 640 / FrameTransform<kPoints>::kBlock) stft_kernel(const Stft a) {
   using Transform = FrameTransform<kPoints>;
   SHARED_MEMORY(shared);
-  const Transform transform(shared, a.tables.roots);
+  const Transform transform(shared, a.tables.roots, static_cast<int>(threadIdx.x));
   for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
     for (int64_t first = int64_t{blockIdx.x} * Transform::kTeams; first < a.frame_count;
          first += int64_t{gridDim.x} * Transform::kTeams) {
@@ -47,12 +47,15 @@ __global__ void __launch_bounds__(FrameTransform<kPoints>::kBlock, 640 / FrameTr
       const int64_t at = row * a.frame_count + frame;
       const BinWriter write{a.spectrum ? a.spectrum + at * 2 * (kPoints + 1) : nullptr, a.magnitude + at * a.bins,
                             static_cast<uint32_t>(a.first_bin), static_cast<uint32_t>(a.bins)};
+      if (transform.thread() == 0) {
+        write(kPoints / 2, {x.low[0].im, x.high[0].im});
+        x.low[0].im = x.high[0].im = 0;
+      }
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         write(transform.bin(i), x.low[i]);
         write(kPoints - transform.bin(i), x.high[i]);
       }
-      if (transform.thread() == 0) write(kPoints / 2, x.middle);
     }
   }
 }

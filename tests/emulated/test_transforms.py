@@ -50,7 +50,9 @@ def real_masked_istft(spectrum: Tensor, *others) -> Tensor:
 
 def masked_wave(wave, mask, gain, window, synthesis_window, hop_length, first_bin) -> Tensor:
     spectrum, _ = reference.stft(wave, window, hop_length, 0, 1)
-    return reference.masked_istft(spectrum[..., : mask.shape[-2], :], mask, gain, synthesis_window, hop_length, first_bin)
+    return reference.masked_istft(
+        spectrum[..., : mask.shape[-2], :], mask, gain, synthesis_window, hop_length, first_bin
+    )
 
 
 @EACH_SHAPE
