@@ -193,4 +193,4 @@ def roofline_s(flop: float, traffic: float, precision: str) -> float:
 
 def show(name: str, timing: Timing, rest: str = "") -> None:
     quartiles = f"({1e6 * timing['quartile_1_s']:.1f} to {1e6 * timing['quartile_3_s']:.1f})"
-    print(f"  {name:30s} {1e6 * timing['median_s']:10.1f} us {quartiles:24s} {rest}", flush=True)
+    print(f"  {name:42s} {1e6 * timing['median_s']:10.1f} us {quartiles:24s} {rest}", flush=True)

@@ -60,7 +60,6 @@ class Case:
             "ratio_mask": (estimates,),
             "overlap_add": (frames,),
         }
-        self.samples = (magnitude.shape[-2] - 1) * grid.hop_length + grid.n_fft
         wave_bytes, spectrum_bytes = wave.numel() * 4, spectrum.numel() * 8
         back = (mask.numel() + gain.numel() + STEMS * wave.numel()) * 4
         magnitude_bytes = magnitude.numel() * 4
