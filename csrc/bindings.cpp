@@ -101,7 +101,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            py::arg("weight"), py::arg("bias"), py::arg("before") = py::none(), py::arg("after") = py::none(),
            py::arg("slope") = 1.0)
       .def_readonly("weight", &Block::weight)
-      .def_readonly("bias", &Block::bias);
+      .def_readonly("bias", &Block::bias)
+      .def_readonly("before", &Block::before)
+      .def_readonly("after", &Block::after)
+      .def_readonly("slope", &Block::slope);
   py::class_<UNetDescription>(module, "UNetDescription")
       .def(py::init([](std::vector<Block> encoder, std::vector<Block> decoder, std::optional<Block> head,
                        const std::string& alignment, const std::string& upsampling, bool raw_skips) {
@@ -113,7 +116,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                     raw_skips};
            }),
            py::arg("encoder"), py::arg("decoder"), py::arg("head"), py::arg("alignment"), py::arg("upsampling"),
-           py::arg("raw_skips"));
+           py::arg("raw_skips"))
+      .def_readonly("encoder", &UNetDescription::encoder)
+      .def_readonly("decoder", &UNetDescription::decoder)
+      .def_readonly("head", &UNetDescription::head)
+      .def_readonly("raw_skips", &UNetDescription::raw_skips);
   py::class_<UNetPlan>(module, "UNetPlan")
       .def(py::init([](const UNetDescription& description, std::array<int64_t, 3> usual_size) {
              const py::gil_scoped_release release;

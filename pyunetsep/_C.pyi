@@ -34,6 +34,9 @@ def mask_wave(
 class Block:
     weight: Tensor
     bias: Tensor
+    before: tuple[Tensor, Tensor] | None
+    after: tuple[Tensor, Tensor] | None
+    slope: float
     def __init__(
         self,
         weight: Tensor,
@@ -44,6 +47,10 @@ class Block:
     ) -> None: ...
 
 class UNetDescription:
+    encoder: list[Block]
+    decoder: list[Block]
+    head: Block | None
+    raw_skips: bool
     def __init__(
         self,
         encoder: list[Block],

@@ -66,22 +66,25 @@ __device__ __forceinline__ float in_range<Half>(float x) {
 }
 
 template <typename T, int kCount>
-__device__ __forceinline__ void store_channels(void* target, const float (&x)[kCount]) {
-  static_assert(kCount % 4 == 0 && (sizeof(T) == 4 || kCount <= 8));
+__device__ __forceinline__ void store_channels(T* target, const float (&x)[kCount]) {
+  static_assert(kCount == 4 || kCount % 8 == 0);
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
-      store16(static_cast<float*>(target) + i, make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]),
-                                                          __float_as_uint(x[i + 2]), __float_as_uint(x[i + 3])));
+      store16(target + i, make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]), __float_as_uint(x[i + 2]),
+                                     __float_as_uint(x[i + 3])));
     }
   } else {
     uint32_t pairs[kCount / 2];
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) pairs[i] = narrow_pair<T>(in_range<T>(x[2 * i]), in_range<T>(x[2 * i + 1]));
-    if constexpr (kCount == 8) {
-      store16(target, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
-    } else {
+    if constexpr (kCount == 4) {
       store8(target, make_uint2(pairs[0], pairs[1]));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount / 2; i += 4) {
+        store16(target + 2 * i, make_uint4(pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]));
+      }
     }
   }
 }

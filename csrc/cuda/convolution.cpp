@@ -17,15 +17,19 @@ constexpr int64_t kSharedBytes = 160 * 1024;  // what a block may take anywhere,
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
 
-// Those that the .cu files have kernels for. Floats need twice the sums, so they have half the pixels.
+// Those that the .cu files have kernels for. On tensor cores shared memory is the next limit, so a warp takes as many
+// channels as its registers hold. Floats need twice the sums, so they have half the pixels.
 Shape shape_of(const Convolution& conv) {
-  const bool tensor_cores = conv.element != Element::single;
-  const int whole = tensor_cores ? 4 : 2, warp_columns = tensor_cores && conv.out_channels > 32 ? 2 : 1;
+  const int64_t out = conv.out_channels;
   if (conv.planes) return {Grid::dense, 1, 4, 1};
-  if (!conv.upsampling) return {Grid::strided, warp_columns, whole, 4};
-  if (conv.upsampling == Upsampling::nearest) return {Grid::dense, 1, whole, 4};
-  if (tensor_cores && conv.out_channels <= 16) return {Grid::transposed, 1, 4, 2};
-  return {Grid::transposed, warp_columns, whole / 2, 4};
+  if (conv.element == Element::single) {
+    if (conv.upsampling == Upsampling::transposed) return {Grid::transposed, 1, 1, 4};
+    return {conv.upsampling ? Grid::dense : Grid::strided, 1, 2, 4};
+  }
+  if (!conv.upsampling) return {Grid::strided, out > 64 ? 2 : 1, 4, out > 32 ? 8 : 4};
+  if (conv.upsampling == Upsampling::nearest) return {Grid::dense, 1, 4, 4};
+  if (out <= 16) return {Grid::transposed, 1, 4, 2};
+  return {Grid::transposed, out > 32 ? 2 : 1, 2, 4};
 }
 
 int chunk_channels(Element element) { return kPixelBytes / static_cast<int>(size_of(element)); }

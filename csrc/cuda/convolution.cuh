@@ -95,7 +95,7 @@ __device__ __forceinline__ void activate_pieces(const ConvolutionArguments& a, c
       const float z = scale[i] * x[i] + shift[i];
       x[i] = z > 0.0f ? z : z * a.read_slope;
     }
-    store_channels<T>(patch + offset, x);
+    store_channels(reinterpret_cast<T*>(patch + offset), x);
   });
 }
 
@@ -308,7 +308,7 @@ __device__ __forceinline__ void store_map(const ConvolutionArguments& a, const T
           column = 2 * column + dense_phase % 2;
         }
         const int64_t at = (int64_t{pixel.image} * upsampled * a.grid_rows + row) * out_columns + column;
-        store_channels<T>(target + at * a.out_channels, x);
+        store_channels(target + at * a.out_channels, x);
       }
     }
   }

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) input_convolution_kernel(const Input
         const float z = sums[p][first + k] + a.bias[network * parameter_stride + channel + first + k];
         x[k] = z > 0.0f ? z : z * a.slope;
       }
-      store_channels<T>(target + first, x);
+      store_channels(target + first, x);
     }
   }
 }

@@ -36,11 +36,10 @@ def test_a_small_network(config, precision, emulated):
     check(EmulatedPlan(emulated, networks, precision, orders=EVERY_ORDER), networks, magnitude)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 132])
-@pytest.mark.parametrize("name", ["paper", "spleeter"])
+@pytest.mark.parametrize(("name", "multiprocessors"), [("paper", 1), ("spleeter", 132)])
 @torch.no_grad()
 def test_a_whole_network(name, multiprocessors, emulated):
-    """With and without split sums."""
+    """Without and with split sums."""
     config = NETWORKS[name]
     networks = {"one": random_network(config), "other": random_network(config, seed=1)}
     magnitude = torch.rand(1, config.input_channels, 64, 64).half().float()
