@@ -47,6 +47,19 @@ def test_the_inverse_gives_back_the_wave(config, samples):
         torch.testing.assert_close(back[:, config.n_fft :][:, :samples], wave, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("config", [JANSSON2017.spectrogram, SPLEETER.spectrogram], ids=["jansson2017", "spleeter"])
+def test_filter_is_analysis_mask_and_synthesis(config, device):
+    """Of a mask with fewer frames than the wave."""
+    spectrogram = Spectrogram(config, device=device)
+    wave = torch.randn(2, 20 * config.hop_length + config.n_fft, device=device)
+    spectrum, magnitude = spectrogram.analyse(wave)
+    assert torch.equal(spectrogram.magnitudes(wave), magnitude)
+    mask, gain = torch.rand(3, *magnitude.shape, device=device)[:, :, :17], torch.rand(3, 2, 17, device=device)
+    expected = spectrogram.synthesise(spectrum[:, :17], mask, gain)
+    assert expected.shape == (3, 2, spectrogram.span(17))
+    torch.testing.assert_close(spectrogram.filter(wave, mask, gain), expected, rtol=0, atol=3e-6)
+
+
 def test_spleeters_window_sum_is_the_constant_two_thirds():
     spectrogram = Spectrogram(SPLEETER.spectrogram, device=CPU, dtype=torch.float64)
     torch.testing.assert_close(spectrogram.synthesis_window, spectrogram.window * (2 / 3), rtol=1e-14, atol=0)

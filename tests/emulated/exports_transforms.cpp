@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <map>
+#include <vector>
 
 #include "exports.h"
 
@@ -26,6 +28,13 @@ const char* stft(const float* wave, const float* window, float* magnitude, float
     pyunetsep::cuda::stft({wave, window, spectrum, magnitude, rows, frame_count, wave_stride, hop_length, first_bin,
                            bins, roots_of(n_fft)},
                           kQueue);
+  });
+}
+
+const char* halved_roots(float* halved, int64_t n_fft) {
+  return message_of([=] {
+    const std::vector<float> roots = pyunetsep::cuda::fft_roots(n_fft);
+    std::copy(roots.end() - n_fft / 2, roots.end(), halved);
   });
 }
 
