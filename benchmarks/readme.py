@@ -5,8 +5,9 @@ python benchmarks/readme.py
 
 import re
 import textwrap
+from typing import Any
 
-from published import EXACT, OURS, ROOT, SPLEETER, a, by_mode, fastest, load, seconds, title
+from published import EXACT, GPU_WAYS, OURS, ROOT, SPLEETER, a, by_mode, fastest, load, load_gpu, seconds, title
 
 
 def networks() -> str:
@@ -94,6 +95,63 @@ def kernels() -> str:
     return header + "\n".join(rows)
 
 
+def gpu() -> str:
+    networks, songs = load_gpu("unet_cuda"), load_gpu("separate_cuda")
+    parts = [part(data) for part, data in ((gpu_networks, networks), (gpu_songs, songs)) if data is not None]
+    if not parts:
+        return "Not yet measured on a GPU: `make gpu-bench` does it."
+    return "\n\n".join([*parts, "![Bars: the same on a GPU](docs/images/speed-gpu.png)"])
+
+
+def gpu_networks(data: Any) -> str:
+    rows = []
+    for row in data["results"]["networks"]:
+        engines = row["engines"]
+        cells = [title(row["model"]), str(row["patches"])]
+        for precision in ("float16", "float32"):
+            same = {name: run for name, run in engines.items() if run["precision"] == precision}
+            ours, peer = (
+                min(
+                    (name for name in same if name.startswith(OURS) is own),
+                    key=lambda n: same[n]["median_s"],
+                    default="",
+                )
+                for own in (True, False)
+            )
+            cells.append(seconds(same[ours]["median_s"]) if ours else "")
+            cells.append(f"{seconds(same[peer]['median_s'])}, {peer}" if peer else "")
+            if precision == "float16":
+                cells.append(f"{same[peer]['median_s'] / same[ours]['median_s']:.1f}" if ours and peer else "")
+                cells.append(f"{same[ours]['share_of_peak']:.0%}" if ours else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    context, peak = data["context"], data["results"]["peak_flops"]["float16"]
+    return (
+        "| both networks | patches | float16 | fastest in PyTorch | ratio | of the peak | float32 | PyTorch |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + paragraph(
+            f"On {a(context['gpu'])} with torch {context['torch']}, caches flushed before each run, each with or without "
+            f"a CUDA graph as it is faster. PyTorch in float16 runs on cuDNN, norms folded in and channels last, or is "
+            f"compiled with max-autotune. The peak is {peak / 1e12:.0f} TFLOP/s."
+        )
+    )
+
+
+def gpu_songs(data: Any) -> str:
+    duration, rows = data["results"]["seconds"], []
+    for song in data["results"]["songs"]:
+        ways = [song.get(way, {}) for way in GPU_WAYS]
+        for name in ways[0]:
+            times = [seconds(way[name]["median_s"]) if name in way else "" for way in ways]
+            real_time = f"{ways[0][name]['times_real_time']:,.0f}"
+            rows.append(f"| {' | '.join([title(song['model']), name, *times, real_time])} |")
+    return (
+        f"| {duration:.0f} s, two stems | | on the GPU | array to stems | file to files | times real time, on the GPU |\n"
+        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows)
+    )
+
+
 def fidelity() -> str:
     results = load("fidelity")["results"]
     tensorflow, double = results["snr_against_tensorflow_db"], results["snr_against_float64_db"]
@@ -105,6 +163,16 @@ def fidelity() -> str:
         f"In the default mode the stems add up to the song: at {rates} kHz the largest error "
         f"is {worst:.0e} of full scale."
     )
+
+
+def precisions() -> str:
+    """The CUDA kernels' precisions, as fidelity.py --emulated measures them."""
+    results, key = load("fidelity")["results"], "emulated_cuda_{}_snr_against_float64_db"
+    rows = "\n".join(
+        f"| {name} | " + " | ".join(f"{snr:.1f} dB" for snr in results[key.format(name)].values()) + " |"
+        for name in ("float32", "float16", "bfloat16")
+    )
+    return f"| precision | vocals | accompaniment |\n| --- | --- | --- |\n{rows}"
 
 
 def extension() -> str:
@@ -120,7 +188,7 @@ def extension() -> str:
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for table in (networks, songs, kernels, fidelity, extension):
+    for table in (networks, songs, kernels, gpu, fidelity, precisions, extension):
         marker = table.__name__
         parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
         if len(parts) != 2:

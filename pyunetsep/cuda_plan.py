@@ -12,15 +12,16 @@ from .unet import UNet
 from .unet_plan import described
 
 PRECISIONS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+LARGEST_MAGNITUDE = 4096.0  # four times that of a full-scale sine in 4096 samples; maps grow to some times the input
 
 
 class CudaPlan:
     """Inference of networks of one shape, one a stem, on a GPU.
 
-    Maps and weights are of `precision`, sums are always float32, and so are magnitudes and masks. Halves keep 11 bits:
-    they are the fastest and, of the fast ones, the closest. The plan holds a copy of the weights as they were, batch norm
-    (with its running statistics) folded in where that is exact. Two runs give the same bits. It always runs the compiled
-    kernels, also with `PYUNETSEP_KERNELS=0`, which makes a `Separator` do without plans.
+    Maps and weights are of `precision`, sums are always float32, and so are magnitudes and masks. float16 keeps 11
+    bits, bfloat16 8 at the same speed, but a float's range. The plan holds a copy of the weights as they were, batch
+    norm (with its running statistics) folded in where that is exact. Two runs give the same bits. It always runs the
+    compiled kernels, also with `PYUNETSEP_KERNELS=0`, which makes a `Separator` do without plans.
     """
 
     def __init__(
@@ -76,6 +77,11 @@ class CudaPlan:
         for name, one in zip(names, out.split(1), strict=True):
             self.estimate(magnitude, [name], masked=masked, out=one)
         return out
+
+    @property
+    def largest_magnitude(self) -> float | None:
+        """In halves, maps grow to some times the input and end at 65504; louder patches must be turned down."""
+        return LARGEST_MAGNITUDE if self.precision == torch.float16 else None
 
     @property
     def dtype(self) -> torch.dtype:

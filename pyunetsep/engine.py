@@ -30,6 +30,10 @@ class Estimator(Protocol):
     def dtype(self) -> torch.dtype:
         """Of magnitudes and masks."""
 
+    @property
+    def largest_magnitude(self) -> float | None:
+        """Louder patches must be turned down; None: there is no limit."""
+
     def estimate(
         self, magnitude: Tensor, stems: Sequence[str], *, masked: bool = False, out: Tensor | None = None
     ) -> Tensor:
@@ -41,6 +45,8 @@ class Estimator(Protocol):
 
 class Networks:
     """One network after the other: plans of the CPU's kernels, or PyTorch's modules."""
+
+    largest_magnitude = None
 
     def __init__(self, networks: Mapping[str, UNet | UNetPlan]) -> None:
         self.networks = networks

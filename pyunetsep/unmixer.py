@@ -249,6 +249,8 @@ class Segment:
                 peak = magnitude.amax((1, 2, 3), keepdim=True)
             assert peak is not None, "a model that is normalised by the song's maximum needs that"
             magnitude = magnitude / peak.clamp(min=torch.finfo(peak.dtype).tiny)  # silence stays silent
+        elif (limit := self.estimator.largest_magnitude) is not None:  # others stay as they are, to the bit
+            magnitude = magnitude * (limit / magnitude.amax((1, 2, 3), keepdim=True).clamp(min=limit))
         ratio = self.config.additive or self.model.masks == "ratio"
         names = self.model.stems if ratio else self.stems
         patches, channels, bins, frames = magnitude.shape

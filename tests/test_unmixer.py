@@ -307,3 +307,27 @@ def test_songs_share_the_graphs_of_their_segments(model):
         assert torch.equal(stems, expected) and torch.equal(gains, their_gains)
         # of a first, a middle and a last segment; the middle ones come again within a song
         assert engine.graphs.captured == (1, 3, 3)[song]
+
+
+class Limited(Networks):
+    """An estimator whose numbers end somewhere."""
+
+    largest_magnitude = 100.0
+    loudest = 0.0
+
+    def estimate(self, magnitude, stems, *, masked=False, out=None):
+        self.loudest = max(self.loudest, float(magnitude.max()))
+        return super().estimate(magnitude, stems, masked=masked, out=out)
+
+
+def test_patches_too_loud_for_the_estimator_are_turned_down():
+    """And the stems are as loud as the song, all the same."""
+    networks, wave = checkpoint().networks, noise(2, 9000)
+    config = SeparatorConfig()
+    plain, limited = Networks(networks), Limited(networks)
+    quiet = [unmix_with(Engine(e, 2), SPLEETER_LIKE, wave, config, 4000)[0] for e in (plain, limited)]
+    assert torch.equal(*quiet)
+    assert limited.loudest < Limited.largest_magnitude
+    loud, _ = unmix_with(Engine(limited, 2), SPLEETER_LIKE, 1e6 * wave, config, 4000)
+    assert limited.loudest <= Limited.largest_magnitude * (1 + 1e-6)
+    assert (loud.sum(0) - 1e6 * wave).abs().max() <= 1e6 * 1e-5

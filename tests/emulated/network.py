@@ -16,7 +16,7 @@ ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 class EmulatedPlan:
     """What `pyunetsep.cuda_plan.CudaPlan` is, with the kernels on the host: the same packing, layout and launches."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, largest_magnitude = torch.device("cpu"), torch.float32, None
 
     def __init__(
         self,
