@@ -326,12 +326,11 @@ at::Tensor mask_wave(const at::Tensor& wave, const at::Tensor& mask, const at::T
   if (inverse.wave.numel() == 0) return inverse.wave;
   const at::Tensor rows = as_rows(wave, 1);
   const at::Tensor weights = in_pairs(window);
-  cuda::mask_wave(
-      {.wave = rows.const_data_ptr<float>(),
-       .window = weights.const_data_ptr<float>(),
-       .wave_stride = rows.stride(0),
-       .inverse = inverse.arguments(rows.size(0), hop_length, first_bin, fft_roots(n_fft, wave.device()))},
-      current_queue(wave.device()));
+  cuda::mask_wave({.wave = rows.const_data_ptr<float>(),
+                   .window = weights.const_data_ptr<float>(),
+                   .wave_stride = rows.stride(0),
+                   .inverse = inverse.arguments(rows.size(0), hop_length, first_bin, fft_roots(n_fft, wave.device()))},
+                  current_queue(wave.device()));
   return inverse.wave;
 }
 

@@ -30,8 +30,8 @@ at::Tensor magnitudes(const at::Tensor& wave, const at::Tensor& window, int64_t 
 at::Tensor masked_istft(const at::Tensor& spectrum, const at::Tensor& mask, const at::Tensor& gain,
                         const at::Tensor& window, int64_t hop_length, int64_t first_bin);
 
-// masked_istft, with synthesis_window, of the spectrum that stft, with window, makes of [..., samples] wave; of its first
-// frames, if the mask has fewer.
+// masked_istft, with synthesis_window, of the spectrum that stft, with window, makes of [..., samples] wave; of its
+// first frames, if the mask has fewer.
 at::Tensor mask_wave(const at::Tensor& wave, const at::Tensor& mask, const at::Tensor& gain, const at::Tensor& window,
                      const at::Tensor& synthesis_window, int64_t hop_length, int64_t first_bin);
 

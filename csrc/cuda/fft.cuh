@@ -54,7 +54,6 @@ __device__ __forceinline__ Complex operator*(Complex a, Complex b) {
 }
 __device__ __forceinline__ Complex operator*(Complex a, float b) { return {a.re * b, a.im * b}; }
 __device__ __forceinline__ Complex conj(Complex a) { return {a.re, -a.im}; }
-__device__ __forceinline__ Complex swapped(Complex a) { return {a.im, a.re}; }
 __device__ __forceinline__ Complex times_minus_i(Complex a) { return {a.im, -a.re}; }
 
 // At an address that is a multiple of 8.
@@ -111,11 +110,11 @@ __device__ __forceinline__ void transform_column(Complex* x) {
 template <int kPoints>
 class FrameTransform {
  public:
-  static constexpr int kThreads = kPoints / 16;                        // of a team
-  static constexpr int kTeams = kThreads < 128 ? 128 / kThreads : 1;   // of a block
-  static constexpr int kBlock = kTeams * kThreads;                     // threads
-  static constexpr bool kInWarps = kThreads <= 32;                     // a team waits for its own warp alone
-  static constexpr int kSharedPoints = kPoints + (kPoints >= 128 ? kPoints / 16 : 0);  // of a team
+  static constexpr int kThreads = kPoints / 16;                       // of a team
+  static constexpr int kTeams = kThreads < 128 ? 128 / kThreads : 1;  // of a block
+  static constexpr int kBlock = kTeams * kThreads;                    // threads
+  static constexpr bool kInWarps = kThreads <= 32;                    // a team waits for its own warp alone
+  static constexpr int kSharedPoints = kPoints + (kPoints >= 128 ? kPoints / 16 : 0);              // of a team
   static constexpr int kSharedBytes = kTeams * kSharedPoints * static_cast<int>(sizeof(Complex));  // of a block
 
   // What a thread has of a spectrum: bin(i), and its mirror image kPoints - bin(i). The first and the last bin, which

@@ -4,21 +4,21 @@
 // reach it. It goes from frame to frame; of each it has the spectrum in registers, and for each stem the masked frame,
 // transformed back, whose points are added to the samples that came from the frames before. These wait in a ring in
 // shared memory, and go to the wave when no later frame reaches them. The frames that reach over the left edge of the
-// run are made by the neighbour too. So each sample is summed over frames in ascending order, the cuts leave no trace in
-// the result, and nothing is added in global memory.
+// run are made by the neighbour too. So each sample is summed over frames in ascending order, the cuts leave no trace
+// in the result, and nothing is added in global memory.
 //
-// Bytes: spectrum or wave and masks read once, waves written once (and a few frames a run more); window and roots from
-// the first cache level. Bound by shared memory and arithmetic: of n_fft = 4096 about 1200 clocks of a multiprocessor
-// for each transform.
+// Bytes: spectrum or wave and masks read once (the frames at a run's edge twice), waves written once; windows and roots
+// from the first cache level. Bound by shared memory and arithmetic: of n_fft = 4096 about 1200 clocks of a
+// multiprocessor for each transform, by count, not measured.
 #pragma once
 #include "../kernels.h"
 #include "fft.cuh"
 
 namespace pyunetsep::cuda {
 
-constexpr int64_t kLeastRun = 2;         // times the frames that reach a sample: so many hops has a run at least
-constexpr int64_t kBlocksAtOnce = 512;   // on a large device; where there would be more, runs are longer
-constexpr int kManyStemsBytes = 72 * 1024;  // of shared memory, at most, where several stems are made at once
+constexpr int64_t kLeastRun = 2;                // times the frames that reach a sample: so many hops has a run at least
+constexpr int64_t kBlocksAtOnce = 512;          // on a large device; where there would be more, runs are longer
+constexpr int kManyStemsBytes = 72 * 1024;      // of shared memory, at most, where several stems are made at once
 constexpr int64_t kMaxRuns = int64_t{1} << 30;  // gridDim.x
 constexpr int64_t kMaxHeight = 65535;           // gridDim.y
 
@@ -110,7 +110,7 @@ struct FrameTarget {
   int fresh;       // from here on no frame came before
   int done;        // up to here none comes after
 
-  // Of samples i, or i and i + 1.
+  // Adds sample i, or samples i and i + 1.
   template <typename Sample>
   __device__ __forceinline__ void add(int i, Sample sample, int mask) const {
     auto& place = *reinterpret_cast<Sample*>(ring + ((start + i) & mask));
@@ -133,8 +133,8 @@ __device__ __forceinline__ void add_frame(const FrameTarget& to, Complex (&z)[16
     z[s] = {w.re * z[s].im, w.im * z[s].re};  // they come exchanged
   }
   // A pair of samples may be parted if a hop is odd.
-  const bool in_pairs = ((to.start | to.begin | to.end | to.fresh | to.done) & 1) == 0 &&
-                        reinterpret_cast<uintptr_t>(to.wave) % 8 == 0;
+  const bool in_pairs =
+      ((to.start | to.begin | to.end | to.fresh | to.done) & 1) == 0 && reinterpret_cast<uintptr_t>(to.wave) % 8 == 0;
   if (in_pairs) {
 #pragma unroll
     for (int s = 0; s < 16; ++s) to.add(place(s), z[s], kMask);
@@ -149,10 +149,10 @@ __device__ __forceinline__ void add_frame(const FrameTarget& to, Complex (&z)[16
 
 // One run of a row.
 struct Run {
-  int64_t begin;       // its first sample
-  int64_t first;       // the first frame that reaches it
-  int early;           // frames that begin before it
-  int frames;          // that reach it
+  int64_t begin;  // its first sample
+  int64_t first;  // the first frame that reaches it
+  int early;      // frames that begin before it
+  int frames;     // that reach it
   int samples;
 
   __device__ __forceinline__ Run(const MaskedIstft& a, const Runs& runs, int number) {

@@ -63,7 +63,9 @@ const char* mask_wave(const float* wave, const float* mask, const float* gain, c
                       int64_t hop_length, int64_t first_bin, int64_t bins) {
   return message_of([=] {
     pyunetsep::cuda::mask_wave(
-        {wave, window, wave_stride,
+        {wave,
+         window,
+         wave_stride,
          {nullptr, mask, gain, synthesis_window, waves, stems, rows, frame_count, 0, 0, mask_row_stride,
           mask_frame_stride, hop_length, first_bin, bins, (frame_count - 1) * hop_length + n_fft, roots_of(n_fft)}},
         kQueue);
