@@ -395,3 +395,14 @@ void wait_copies(int groups) {
 }
 
 }  // namespace pyunetsep::emulation
+
+// What -fsanitize=bounds calls where an index is outside its array, such as one of registers.
+extern "C" void __ubsan_handle_out_of_bounds_abort(const void* where, uintptr_t index) {
+  struct Where {
+    const char* file;
+    uint32_t line, column;
+  };
+  const auto& place = *static_cast<const Where*>(where);
+  pyunetsep::emulation::fail("index " + std::to_string(static_cast<int64_t>(index)) + " is outside an array, " +
+                             place.file + ":" + std::to_string(place.line));
+}

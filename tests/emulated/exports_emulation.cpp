@@ -315,6 +315,15 @@ const char* test_read_shared(float* y, int64_t bytes, int64_t offset, int64_t ki
     CUDA_LAUNCH(kernel, 1, 1, bytes, kQueue);
   });
 }
+const char* test_index(float* y, int64_t index) {
+  return message_of([=] {
+    const auto kernel = [=] {
+      float registers[4] = {1, 2, 3, 4};
+      y[0] = registers[index];
+    };
+    CUDA_LAUNCH(kernel, 1, 1, 0, kQueue);
+  });
+}
 // Wide accesses to shared memory, `offset` bytes from its start, which is 512 bytes before its end.
 const char* test_wide_access(const float* x, int64_t offset, int64_t kind) {
   return message_of([=] {

@@ -26,6 +26,7 @@ BUILD = CSRC.parent / "build" / "emulated"
 COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
 FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fPIC", "-Wall", "-Werror"]
 FLAGS += ["-Wno-unknown-pragmas", "-fno-strict-aliasing"]
+EMULATION = ["-DPYUNETSEP_EMULATION", "-fsanitize=bounds", "-fno-sanitize-recover=bounds"]  # see emulation.cpp's end
 GUARD = 64  # elements before and after each array
 
 Number = int | float
@@ -70,7 +71,7 @@ def emulated_library() -> ctypes.CDLL:
     """All kernels with their exports."""
     sources = [*sorted((CSRC / "cuda").glob("*.c*")), CSRC / "emulation" / "emulation.cpp"]
     sources = [path for path in sources if path.name != "unavailable.cpp" and path.suffix in (".cu", ".cpp")]
-    return compile_library([*sources, *sorted(EXPORTS.glob("exports*.cpp"))], "-DPYUNETSEP_EMULATION")
+    return compile_library([*sources, *sorted(EXPORTS.glob("exports*.cpp"))], *EMULATION)
 
 
 class Emulated:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.emulated.library import CSRC, EXPORTS, Emulated, compile_library
+from tests.emulated.library import CSRC, EMULATION, EXPORTS, Emulated, compile_library
 
 KINDS = pytest.mark.parametrize(("kind", "narrow"), [(0, torch.float16), (1, torch.bfloat16)], ids=["half", "bfloat16"])
 WRONG = AssertionError, RuntimeError  # a wrong result in one of the orders, or an error
@@ -19,7 +19,7 @@ WRONG = AssertionError, RuntimeError  # a wrong result in one of the orders, or 
 def emulated(request, compiler):
     """The emulation and its tests alone, with each way to switch fibers."""
     sources = [CSRC / "emulation" / "emulation.cpp", EXPORTS / "exports_emulation.cpp"]
-    return Emulated(compile_library(sources, "-DPYUNETSEP_EMULATION", *filter(None, [request.param])))
+    return Emulated(compile_library(sources, *EMULATION, *filter(None, [request.param])))
 
 
 def bits_of(x: Tensor) -> Tensor:
@@ -228,6 +228,15 @@ def test_what_nobody_wrote_is_nan(offset, kind, emulated):
     y = torch.zeros(1)
     emulated.call("test_read_shared", y, 1024, offset, kind)
     assert y.isnan().all()
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_an_index_outside_an_array_is_an_error(index, emulated):
+    y = torch.zeros(1)
+    emulated.call("test_index", y, 3)
+    assert y == 4
+    with pytest.raises(RuntimeError, match=rf"index {index} is outside an array, .*exports_emulation.cpp:\d+"):
+        emulated.call("test_index", y, index)
 
 
 LOAD16, STORE16, LOAD8, STORE8, COPY_TO, COPY_FROM, MATRICES = range(7)
