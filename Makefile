@@ -91,7 +91,7 @@ gpu-test: gpu-build ## run all that needs a GPU, and compute-sanitizer where it 
 
 # Each script saves what it has measured before its time is up. DRY=--dry-run tries the scripts on a CPU, without a build.
 gpu-bench: $(if $(DRY),,gpu-build) ## measure networks, layers, transforms and songs on a GPU (eight minutes at most)
-	failed=; for run in unet:210 separate:100 layers:50 transforms:50; do \
+	failed=; for run in unet:220 separate:90 layers:40 transforms:40; do \
 	  PYTHONUNBUFFERED=1 timeout $${run#*:} $(PYTHON) benchmarks/$${run%:*}_cuda.py $(DRY) || failed="$$failed $${run%:*}"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed, or out of time:$$failed" >&2; exit 1; }

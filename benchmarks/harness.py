@@ -17,7 +17,7 @@ from pyunetsep.benchmark import cpu_name
 from pyunetsep.ops import build_info
 
 HERE = Path(__file__).parent
-RESULTS = Path(os.environ.get("OUT") or HERE / "results")  # a lent machine gives back what lies in $OUT
+RESULTS = HERE / "results"
 
 
 def all_threads() -> int:
@@ -55,7 +55,10 @@ def save(name: str, results: Any) -> Path:
         "driver": gpu_facts() if torch.cuda.is_available() else {},
         "date": time.strftime("%Y-%m-%d"),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    # a lent machine gives back what lies in $OUT; what a dry run makes must not get among the results
+    default = HERE.parent / "build" / "dry-run" if results.get("dry_run") else RESULTS
+    folder = Path(os.environ.get("OUT") or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"context": context, "results": results}, indent=2) + "\n")
     return path

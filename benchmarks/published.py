@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+GPU_WAYS = ("on the GPU", "array", "files")  # of a whole song
 OURS, SPLEETER, EXACT = "pyunetsep", "Spleeter on TensorFlow", ", exact"
 TITLES = {
     "torch": "PyTorch",
@@ -26,6 +27,13 @@ def load(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
+def load_gpu(name: str) -> Any | None:
+    """None where nothing was measured on a GPU."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    data = json.loads(path.read_text()) if path.exists() else None
+    return None if data is None or data["results"]["dry_run"] else data
+
+
 def by_mode(runs: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     """The whole-song runs of one mode, named by their engines; Spleeter itself counts as exact."""
     return {
@@ -43,6 +51,8 @@ def fastest(runs: dict[str, Any], *but: str) -> str | None:
 
 def seconds(value: float) -> str:
     """A time with three digits."""
+    if value < 1e-3:
+        return f"{1e6 * value:.3g} µs"
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
