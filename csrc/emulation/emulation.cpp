@@ -1,3 +1,5 @@
+#include <signal.h>
+
 #include <algorithm>
 #include <memory>
 
@@ -306,8 +308,22 @@ void launch(const char* source, dim3 grid, dim3 size, size_t shared_bytes, const
   grid_size = grid;
   block_size = size;
   block = &whole;
+  // An address that is no memory, such as one in the page behind an input, ends the launch and not the process.
   struct Ended {
-    ~Ended() { block = nullptr, running = nullptr, shared_memory = nullptr; }
+    struct sigaction before[2];
+
+    Ended() {
+      struct sigaction action = {};
+      action.sa_handler = [](int) { fail("accessed memory that is not there"); };
+      action.sa_flags = SA_NODEFER;  // the handler does not return
+      sigaction(SIGSEGV, &action, &before[0]);
+      sigaction(SIGBUS, &action, &before[1]);
+    }
+    ~Ended() {
+      sigaction(SIGSEGV, &before[0], nullptr);
+      sigaction(SIGBUS, &before[1], nullptr);
+      block = nullptr, running = nullptr, shared_memory = nullptr;
+    }
   } ended;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   for (uint64_t i = 0; i < blocks; ++i) {

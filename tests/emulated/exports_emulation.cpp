@@ -315,6 +315,12 @@ const char* test_read_shared(float* y, int64_t bytes, int64_t offset, int64_t ki
     CUDA_LAUNCH(kernel, 1, 1, bytes, kQueue);
   });
 }
+const char* test_read_global(const float* x, float* y, int64_t index) {
+  return message_of([=] {
+    const auto kernel = [=] { y[0] = x[index] * 0 + 1; };
+    CUDA_LAUNCH(kernel, 1, 1, 0, kQueue);
+  });
+}
 const char* test_index(float* y, int64_t index) {
   return message_of([=] {
     const auto kernel = [=] {

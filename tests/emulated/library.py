@@ -6,6 +6,7 @@ Shows indexing, bounds, barriers and arithmetic; not speed, and no races between
 import ctypes
 import hashlib
 import itertools
+import mmap
 import os
 import re
 import shlex
@@ -110,15 +111,16 @@ class Emulated:
     ) -> list[Tensor]:
         """Calls name(*inputs, *outputs, *numbers) in each order of threads and of copies.
 
-        Inputs lie between NaNs, so that a read outside shows in the result; an output starts as NaN between zeros that
-        must still be there. Returns the outputs, whose bits are the same in each order.
+        Inputs lie behind NaNs, so that a read there shows in the result, and before a page that is no memory, so that a
+        read there is an error; an output starts as NaN between zeros that must still be there. Returns the outputs,
+        whose bits are the same in each order.
         """
-        between = [None if x is None else guarded(x)[0] for x in inputs]
+        fenced = [None if x is None else before_no_memory(x) for x in inputs]
         results: list[list[Tensor]] = []
         for reversed_, early_copies in orders:
             padded = [guarded(torch.full(shape, torch.nan, dtype=dtype), 0.0) for shape, dtype in outputs]
             self.library.set_order(reversed_, early_copies)
-            self.call(name, *between, *(x for x, _ in padded), *numbers)
+            self.call(name, *fenced, *(x for x, _ in padded), *numbers)
             for _, whole in padded:
                 assert not whole[:GUARD].any(), "wrote before the output"
                 assert not whole[-GUARD:].any(), "wrote past the output"
@@ -127,6 +129,19 @@ class Emulated:
             for x, y in zip(results[0], other, strict=True):
                 assert torch.equal(x, y), "depends on the order of threads or copies, or left output unwritten"
         return results[0]
+
+
+def before_no_memory(x: Tensor) -> Tensor:
+    """A contiguous copy at a multiple of 128 bytes, NaNs before it, and within 127 bytes behind it no memory."""
+    used = (GUARD + x.numel()) * x.element_size() + 128
+    size = -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    if sys.platform == "linux":  # the mode is that of PROT_NONE
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.data_ptr() + size), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    whole = whole[:size].view(x.dtype).fill_(torch.nan if x.is_floating_point() else -1)
+    first = (size - x.numel() * x.element_size()) // 128 * 128 // x.element_size()
+    return whole[first : first + x.numel()].view(x.shape).copy_(x)
 
 
 def guarded(x: Tensor, value: float = torch.nan) -> tuple[Tensor, Tensor]:

@@ -230,6 +230,19 @@ def test_what_nobody_wrote_is_nan(offset, kind, emulated):
     assert y.isnan().all()
 
 
+@pytest.mark.parametrize("n", [1, 64, 1000, 1024, 5000])
+def test_a_read_outside_an_input_is_caught(n, emulated):
+    x, outputs = torch.rand(n), [((1,), torch.float32)]
+    for index in (0, n - 1):
+        (y,) = emulated.run("test_read_global", [x], outputs, index)
+        assert y == 1
+    with pytest.raises(AssertionError, match="depends on the order"):  # a NaN, which equals nothing
+        emulated.run("test_read_global", [x], outputs, -1)
+    for index in (n + 32, n + 1000):
+        with pytest.raises(RuntimeError, match="accessed memory that is not there"):
+            emulated.run("test_read_global", [x], outputs, index)
+
+
 @pytest.mark.parametrize("index", [-1, 4])
 def test_an_index_outside_an_array_is_an_error(index, emulated):
     y = torch.zeros(1)
