@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) input_convolution_kernel(const Input
   const int first_column = blockIdx.x % tiles_across * kColumns;
   const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;  // of the tile; and row + 4
 
-  if (a.arrivals && blockIdx.x == 0 && blockIdx.y == 0) {
+  if (blockIdx.x == 0 && blockIdx.y == 0) {
     for (int i = threadIdx.x; i < kMaxArrivals; i += kThreads) a.arrivals[i] = 0;
   }
 

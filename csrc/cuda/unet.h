@@ -86,7 +86,7 @@ struct InputConvolutionRun {
   const float* bias;    // [networks, channels]
   float slope;
   void* target;
-  uint32_t* arrivals;  // zeroed for the layers to come; null: there are none
+  uint32_t* arrivals;  // kMaxArrivals, zeroed for the layers to come
 };
 int64_t packed_input_floats(int64_t channels, int64_t out_channels);  // of one network
 void pack_input(int64_t channels, int64_t out_channels, const double* weight, float* packed);

@@ -215,7 +215,8 @@ def test_input_convolution(networks, batch, channels, out_channels, rows, column
 
 @pytest.mark.parametrize("ending", [SIGMOID, MASKED], ids=["sigmoid", "masked"])
 @pytest.mark.parametrize(
-    ("networks", "batch", "out_channels", "rows", "columns"), [(1, 1, 1, 2, 2), (2, 2, 2, 35, 70), (1, 1, 3, 16, 64)]
+    ("networks", "batch", "out_channels", "rows", "columns"),
+    [(1, 1, 1, 2, 2), (2, 2, 2, 35, 70), (1, 1, 3, 16, 64), (1, 1, 1, 17, 65)],
 )
 def test_dilated_head(networks, batch, out_channels, rows, columns, ending, emulated):
     x = torch.randn(networks, batch, 1, rows, columns)
