@@ -147,8 +147,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            py::arg("precision"), py::arg("device"), without_gil)
       .def("run", &CudaPlan::run, py::arg("magnitude"), py::arg("first"), py::arg("networks"),
            py::arg("masked") = false, py::arg("out") = py::none(), without_gil)
-      .def("workspace_bytes", &CudaPlan::workspace_bytes, py::arg("networks"), py::arg("batch"), py::arg("rows"),
-           py::arg("columns"))
       .def_property_readonly("packed_bytes", &CudaPlan::packed_bytes);
 
   module.def("multiply_adds", &pyunetsep::cpu::multiply_adds, py::arg("threads"), py::arg("rounds"), without_gil);

@@ -97,19 +97,18 @@ cuda::NetworkDescription description_of(const std::vector<UNetDescription>& nets
 struct CudaPlan::State {
   cuda::Network network;
   at::Device device;
-  int multiprocessors;
+  cuda::DeviceFacts facts;
   at::Tensor packed;  // on the device
 };
 
 CudaPlan::CudaPlan(const std::vector<UNetDescription>& descriptions, const std::string& precision, int64_t device) {
   cuda::Network network(description_of(descriptions, element_of(precision)));
   const at::Device place(at::kCUDA, static_cast<c10::DeviceIndex>(device));
-  const int multiprocessors = cuda::multiprocessors(static_cast<int>(device));  // or throws where there is no CUDA
-  const auto& bytes = network.packed();
-  const at::Tensor packed = at::from_blob(const_cast<unsigned char*>(bytes.data()),
-                                          {static_cast<int64_t>(bytes.size())}, at::TensorOptions(at::kByte))
-                                .to(place);
-  state_ = std::make_unique<State>(State{std::move(network), place, multiprocessors, packed});
+  const cuda::DeviceFacts facts = cuda::device_facts(static_cast<int>(device));  // or throws where there is no CUDA
+  std::vector<unsigned char> bytes = network.take_packed();
+  const at::Tensor packed =
+      at::from_blob(bytes.data(), {static_cast<int64_t>(bytes.size())}, at::TensorOptions(at::kByte)).to(place);
+  state_ = std::make_unique<State>(State{std::move(network), place, facts, packed});
 }
 
 CudaPlan::~CudaPlan() = default;
@@ -145,8 +144,8 @@ at::Tensor CudaPlan::run(const at::Tensor& magnitude, int64_t first, int64_t net
   call.batch = planes.size(0);
   call.rows = planes.size(2);
   call.columns = planes.size(3);
-  const at::Tensor workspace =
-      at::empty({workspace_bytes(networks, call.batch, call.rows, call.columns)}, state_->packed.options());
+  const int64_t bytes = network.workspace_bytes(networks, call.batch, call.rows, call.columns, state_->facts);
+  const at::Tensor workspace = at::empty({bytes}, state_->packed.options());
   call.packed = state_->packed.const_data_ptr();
   call.workspace = workspace.mutable_data_ptr();
   call.magnitude = planes.const_data_ptr<float>();
@@ -156,14 +155,11 @@ at::Tensor CudaPlan::run(const at::Tensor& magnitude, int64_t first, int64_t net
   call.masked = masked;
   call.output = {output.mutable_data_ptr<float>(), output.stride(0), output.stride(1), output.stride(2),
                  output.stride(3)};
-  network.run(call, state_->multiprocessors, current_queue(state_->device));
+  network.run(call, state_->facts, current_queue(state_->device));
+  outlives_current_stream(state_->packed);  // also if the plan goes before the work is done
   return output;
 }
 
-int64_t CudaPlan::workspace_bytes(int64_t networks, int64_t batch, int64_t rows, int64_t columns) const {
-  return state_->network.workspace_bytes(networks, batch, rows, columns, state_->multiprocessors);
-}
-
-int64_t CudaPlan::packed_bytes() const { return static_cast<int64_t>(state_->network.packed().size()); }
+int64_t CudaPlan::packed_bytes() const { return state_->packed.numel(); }
 
 }  // namespace pyunetsep

@@ -25,8 +25,6 @@ class CudaPlan {
   at::Tensor run(const at::Tensor& magnitude, int64_t first, int64_t networks, bool masked,
                  const std::optional<at::Tensor>& out) const;
 
-  // Memory that a call takes beside its input and output.
-  int64_t workspace_bytes(int64_t networks, int64_t batch, int64_t rows, int64_t columns) const;
   int64_t packed_bytes() const;
 
  private:

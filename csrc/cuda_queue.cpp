@@ -24,4 +24,9 @@ cuda::Queue current_queue(at::Device device) {
 #endif
 }
 
+void outlives_current_stream(const at::Tensor& tensor) {
+  const c10::impl::VirtualGuardImpl guard(tensor.device().type());
+  tensor.record_stream(guard.getStream(tensor.device()));
+}
+
 }  // namespace pyunetsep

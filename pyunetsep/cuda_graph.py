@@ -64,13 +64,15 @@ class CudaGraphs:
                     return None
         self.graphs[kind] = graph
         if len(self.graphs) > self.limit:
-            self._wait()
-            self.graphs.popitem(last=False)
+            _, oldest = self.graphs.popitem(last=False)
+            if oldest is not None:
+                self._wait()
         return graph
 
     def _capture(self, function: Function, tensors: Tensors, flags: dict[str, Any]) -> Graph:
         if self.stream is None:
-            self.stream = torch.cuda.Stream(self.device)
+            # Streams come from pools, and may come again; of this priority nobody else asks for one.
+            self.stream = torch.cuda.Stream(self.device, priority=-1)
         if not any(self.graphs.values()):  # a pool dies with its last graph
             self.pool = torch.cuda.graph_pool_handle()
         return Graph(function, tensors, flags, self.stream, self.pool)

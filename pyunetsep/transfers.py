@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -21,7 +22,7 @@ class Transfers:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
-            self.coming, self.going = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            self.coming, self.going = _streams(device)
 
     def staged(self, wave: Wave | Tensor) -> Tensor:
         """The wave as a tensor that torch and `bring` can take: a copy, if it is an array or strided in memory."""
@@ -55,6 +56,12 @@ class Transfers:
             there = torch.empty(wave.shape, dtype=wave.dtype, pin_memory=True).copy_(wave, non_blocking=True)
             wave.record_stream(self.going)
             return Fetched(there, self.going.record_event())
+
+
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """For all copies to and from a device: torch has 32 streams, and would hand out the same ones again."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
 class Fetched:

@@ -140,7 +140,8 @@ class Unmixer:
             before_song = max(0, -self.position)
             self.position += stems.shape[-1]
             return [(stems[..., before_song:], gains)]
-        self.engine.halve(min(batch, patches * segment.grids))
+        if patches <= batch:  # else a batch may fit
+            self.engine.halve(min(batch, patches * segment.grids))
         return []
 
 

@@ -5,14 +5,13 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pyunetsep import DeviceError
 from pyunetsep.config import EXACT, SeparatorConfig
 from pyunetsep.cuda_graph import CudaGraphs
 from pyunetsep.engine import Engine, Networks
 from pyunetsep.unmixer import PeakMeter, Segment, Unmixer
+from tests.properties import given, settings, st
 from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 FAMILIES = pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])

@@ -11,8 +11,7 @@ namespace {
 
 constexpr int kMaxImages = 16;  // in a tile
 constexpr int kMaxSplits = 16, kMinChunks = 2;  // blocks that share a sum; and of each, or the gathering costs more
-constexpr int kBlocksAMultiprocessor = 2;
-constexpr int64_t kSharedBytes = 160 * 1024;  // what a block may take anywhere, less what the device keeps for itself
+constexpr int kBlocksAMultiprocessor = 2, kSharedKept = 1024;  // at most; bytes that the device keeps for each
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
@@ -113,18 +112,9 @@ void store_element(Element element, double value, unsigned char* to) {
   }
 }
 
-// Chooses the tile: as square as its patch should be, wide enough for neighbours in shared memory, and of several images
-// where a map is small.
-void choose_tile(const ConvolutionRun& run, const Shape& shape, ConvolutionArguments& a) {
-  const int pixels = log2_up(shape.pixels());
-  const int all_columns = log2_up(run.grid_columns), all_rows = log2_up(run.grid_rows);
-  a.tile_columns_log2 = std::min(pixels >= 7 ? 4 : 3, all_columns);
-  a.tile_rows_log2 = std::min(pixels - a.tile_columns_log2, all_rows);
-  a.tile_columns_log2 = std::min(pixels - a.tile_rows_log2, all_columns);
-  a.images = std::min(1 << (pixels - a.tile_rows_log2 - a.tile_columns_log2), kMaxImages);
+// The patch that the tile's taps reach.
+void choose_patch(const Shape& shape, ConvolutionArguments& a) {
   const int columns = 1 << a.tile_columns_log2, rows = 1 << a.tile_rows_log2;
-  a.tiles_across = static_cast<int>(ceil_div(run.grid_columns, columns));
-  a.tiles_down = static_cast<int>(ceil_div(run.grid_rows, rows));
   a.pitch = columns + 2;
   if (shape.grid == Grid::strided) {
     a.patch_rows = 2 * rows + 3;
@@ -135,17 +125,37 @@ void choose_tile(const ConvolutionRun& run, const Shape& shape, ConvolutionArgum
     a.patch_columns = columns + 2;
     a.row_pixels = a.pitch;
   }
-  const int stages = kStages * 5 * kPixelBytes * shape.channels();
-  while (2 * a.images * a.patch_rows * a.row_pixels * kPixelBytes + stages > kSharedBytes) a.images /= 2;
-  while (a.images / 2 >= run.batch) a.images /= 2;
   a.patch_bytes = a.images * a.patch_rows * a.row_pixels * kPixelBytes;
 }
 
-ConvolutionLaunch launch_of(const ConvolutionRun& run, int multiprocessors) {
+// Chooses the tile: as square as its patch should be, wide enough for neighbours in shared memory, and of several images
+// where a map is small. Where two patches would not fit it is smaller than the shape's, and some of its lanes idle.
+void choose_tile(const ConvolutionRun& run, const Shape& shape, int shared_bytes, ConvolutionArguments& a) {
+  const int pixels = log2_up(shape.pixels());
+  const int all_columns = log2_up(run.grid_columns), all_rows = log2_up(run.grid_rows);
+  a.tile_columns_log2 = std::min(pixels >= 7 ? 4 : 3, all_columns);
+  a.tile_rows_log2 = std::min(pixels - a.tile_columns_log2, all_rows);
+  a.tile_columns_log2 = std::min(pixels - a.tile_rows_log2, all_columns);
+  a.images = std::min(1 << (pixels - a.tile_rows_log2 - a.tile_columns_log2), kMaxImages);
+  while (a.images / 2 >= run.batch) a.images /= 2;
+  for (choose_patch(shape, a); 2 * a.patch_bytes + kStages * shape.stage_bytes() > shared_bytes; choose_patch(shape, a)) {
+    if (a.images > 1) {
+      a.images /= 2;
+    } else if (a.tile_rows_log2 > 0) {
+      --a.tile_rows_log2;
+    } else {
+      --a.tile_columns_log2;
+    }
+  }
+  a.tiles_across = static_cast<int>(ceil_div(run.grid_columns, 1 << a.tile_columns_log2));
+  a.tiles_down = static_cast<int>(ceil_div(run.grid_rows, 1 << a.tile_rows_log2));
+}
+
+ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts) {
   const Convolution& conv = *run.conv;
   const Shape shape = shape_of(conv);
   ConvolutionArguments a{};
-  choose_tile(run, shape, a);
+  choose_tile(run, shape, facts.shared_bytes, a);
   ConvolutionLaunch launch{};
   launch.shape = shape;
   launch.element = conv.element;
@@ -154,12 +164,17 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, int multiprocessors) {
   launch.networks = static_cast<unsigned>(run.networks);
   const int64_t blocks = int64_t{launch.tiles} * launch.channel_blocks * launch.networks;
   const int64_t chunks = chunks_of(conv);
+  const auto shared_bytes = [&](int splits) {
+    return (ceil_div(chunks, splits) > 1 ? 2 : 1) * a.patch_bytes + kStages * shape.stage_bytes();
+  };
   a.splits = 1;
   if (blocks <= kMaxArrivals) {
-    const int64_t wanted = int64_t{kBlocksAMultiprocessor} * multiprocessors / blocks;
-    a.splits = static_cast<int>(std::clamp<int64_t>(std::min(wanted, chunks / kMinChunks), 1, kMaxSplits));
+    const int fit = facts.shared_bytes_in_all / (shared_bytes(1) + kSharedKept);
+    const int64_t at_once = int64_t{std::clamp(fit, 1, kBlocksAMultiprocessor)} * facts.multiprocessors;
+    a.splits = static_cast<int>(std::clamp<int64_t>(std::min(at_once / blocks, chunks / kMinChunks), 1, kMaxSplits));
   }
   a.patch_buffers = ceil_div(chunks, a.splits) > 1 ? 2 : 1;
+  launch.shared_bytes = shared_bytes(a.splits);
 
   for (int i = 0; i < 2; ++i) {
     a.source[i] = run.source[i];
@@ -225,15 +240,15 @@ void pack(const Convolution& conv, const double* weight, void* packed) {
   }
 }
 
-int64_t partial_bytes(const ConvolutionRun& run, int multiprocessors) {
-  const ConvolutionLaunch launch = launch_of(run, multiprocessors);
+int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts) {
+  const ConvolutionLaunch launch = launch_of(run, facts);
   if (launch.arguments.splits == 1) return 0;
   return int64_t{launch.tiles} * launch.channel_blocks * launch.networks * launch.arguments.splits *
          launch.shape.sums() * static_cast<int64_t>(sizeof(float));
 }
 
-void convolution(const ConvolutionRun& run, int multiprocessors, Queue queue) {
-  const ConvolutionLaunch launch = launch_of(run, multiprocessors);
+void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queue) {
+  const ConvolutionLaunch launch = launch_of(run, facts);
   switch (launch.shape.grid) {
     case Grid::strided: return launch_strided(launch, queue);
     case Grid::transposed: return launch_transposed(launch, queue);

@@ -31,10 +31,10 @@ struct Kind {
   static constexpr Shape kShape{kGrid_, kWarpColumns_, kPixelTiles_, kChannelTiles_};
   static constexpr int kWarpColumns = kWarpColumns_, kPixelTiles = kPixelTiles_, kChannelTiles = kChannelTiles_;
   static constexpr int kPhases = kGrid == Grid::transposed ? 4 : 1;
-  static constexpr int kTaps = kShape.taps(), kTapsAStep = kGrid == Grid::dense ? 3 : 5, kSteps = kTaps / kTapsAStep;
+  static constexpr int kTaps = kShape.taps(), kTapsAStep = kShape.taps_a_step(), kSteps = kTaps / kTapsAStep;
   static constexpr int kChunkChannels = kPixelBytes / sizeof(T);
   static constexpr int kChannels = kShape.channels(), kTapBytes = kPixelBytes * kChannels;
-  static constexpr int kStageBytes = kTapsAStep * kTapBytes;
+  static constexpr int kStageBytes = kShape.stage_bytes();
   static constexpr int kLaneChannels = 2 * kChannelTiles;
   static constexpr int kPixels = kTensorCores ? kPixelTiles : 2 * kPixelTiles;  // whose places a lane knows
   static_assert(kTaps % kTapsAStep == 0 && kSteps >= kStages - 1);
@@ -429,8 +429,7 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
 template <typename K, bool kPlanes = false>
 void launch_convolution(const ConvolutionLaunch& launch, Queue queue) {
   const dim3 grid(launch.tiles, launch.channel_blocks, launch.networks * launch.arguments.splits);
-  const int bytes = launch.arguments.patch_bytes * launch.arguments.patch_buffers + kStages * K::kStageBytes;
-  CUDA_LAUNCH((convolution_kernel<K, kPlanes>), grid, kThreads, bytes, queue, launch.arguments);
+  CUDA_LAUNCH((convolution_kernel<K, kPlanes>), grid, kThreads, launch.shared_bytes, queue, launch.arguments);
 }
 
 }  // namespace pyunetsep::cuda

@@ -2,6 +2,7 @@
 // CUDA than this, the built-in index variables and the plain functions that both CUDA and C++ have, so that
 // ../emulation/device.cuh can run them on a CPU.
 #pragma once
+#include "device_facts.h"
 #include "elements.h"
 #ifdef PYUNETSEP_EMULATION
 #include "../emulation/device.cuh"
@@ -18,6 +19,7 @@ namespace pyunetsep::cuda {
 
 inline void check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next launch would report this error again
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status) + " (" + file + ":" +
                            std::to_string(line) + ")");
 }
@@ -27,26 +29,36 @@ inline void check(cudaError_t status, const char* call, const char* file, int li
 // Throws std::runtime_error with the call, CUDA's words, file and line.
 #define CUDA_CHECK(call) ::pyunetsep::cuda::check((call), #call, __FILE__, __LINE__)
 
-// kernel<<<grid, block, shared_bytes>>>(...) on the queue; a template kernel goes in parentheses for its commas.
-// The device is set each time: this static CUDA runtime does not share the choice that torch's own runtime made.
-#define CUDA_LAUNCH(kernel, grid, block, shared_bytes, queue, ...)                                              \
-  do {                                                                                                          \
-    CUDA_CHECK(cudaSetDevice((queue).device));                                                                  \
-    if ((shared_bytes) > 48 * 1024)                                                                             \
-      CUDA_CHECK(cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (shared_bytes)));  \
-    (kernel)<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>((queue).stream)>>>(__VA_ARGS__);      \
-    CUDA_CHECK(cudaGetLastError());                                                                             \
-  } while (false)
-
 namespace pyunetsep::cuda {
 
-inline int multiprocessor_count(int device) {
-  int count = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+inline DeviceFacts facts_of(int device) {
+  DeviceFacts facts{};
+  CUDA_CHECK(cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&facts.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&facts.shared_bytes_in_all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+  return facts;
+}
+
+// Lets a kernel ask for all the shared memory that a block may have. Always for the same: the permission is the
+// function's, and another thread may be about to launch it with more.
+template <typename Kernel>
+void allow_shared_memory(Kernel kernel, int device) {
+  int bytes = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 }  // namespace pyunetsep::cuda
+
+// kernel<<<grid, block, shared_bytes>>>(...) on the queue; a template kernel goes in parentheses for its commas.
+// The device is set each time: this static CUDA runtime does not share the choice that torch's own runtime made.
+#define CUDA_LAUNCH(kernel, grid, block, shared_bytes, queue, ...)                                               \
+  do {                                                                                                           \
+    CUDA_CHECK(cudaSetDevice((queue).device));                                                                   \
+    if ((shared_bytes) > 48 * 1024) ::pyunetsep::cuda::allow_shared_memory((kernel), (queue).device);            \
+    (kernel)<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>((queue).stream)>>>(__VA_ARGS__);       \
+    CUDA_CHECK(cudaGetLastError());                                                                              \
+  } while (false)
 
 // The block's shared memory, as many bytes as the launch asked for, aligned to 128 of them.
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]

@@ -125,7 +125,7 @@ ConvolutionRun Network::run_of(const Layer& layer, const NetworkCall& call) cons
   return run;
 }
 
-Network::Plan Network::plan(const NetworkCall& call, int multiprocessors) const {
+Network::Plan Network::plan(const NetworkCall& call, const DeviceFacts& facts) const {
   Plan plan;
   const int depth = static_cast<int>(encoder_.size()), last_step = 2 * depth;
   const auto map_bytes = [&](const Layer& layer, int64_t rows, int64_t columns) {
@@ -140,7 +140,7 @@ Network::Plan Network::plan(const NetworkCall& call, int multiprocessors) const 
     run.in_columns = in_columns;
     run.grid_rows = grid_rows;
     run.grid_columns = grid_columns;
-    partial = std::max(partial, partial_bytes(run, multiprocessors));
+    partial = std::max(partial, partial_bytes(run, facts));
     return run;
   };
 
@@ -178,17 +178,17 @@ Network::Plan Network::plan(const NetworkCall& call, int multiprocessors) const 
 }
 
 int64_t Network::workspace_bytes(int64_t networks, int64_t batch, int64_t rows, int64_t columns,
-                                 int multiprocessors) const {
+                                 const DeviceFacts& facts) const {
   NetworkCall call{};
   call.networks = networks;
   call.batch = batch;
   call.rows = rows;
   call.columns = columns;
-  return plan(call, multiprocessors).bytes;
+  return plan(call, facts).bytes;
 }
 
-void Network::run(const NetworkCall& call, int multiprocessors, Queue queue) const {
-  Plan plan = this->plan(call, multiprocessors);
+void Network::run(const NetworkCall& call, const DeviceFacts& facts, Queue queue) const {
+  Plan plan = this->plan(call, facts);
   const size_t depth = encoder_.size();
   auto* const workspace = static_cast<unsigned char*>(call.workspace);
   const auto map = [&](size_t number) { return workspace + plan.layout[number]; };
@@ -196,7 +196,7 @@ void Network::run(const NetworkCall& call, int multiprocessors, Queue queue) con
   const auto convolve = [&](ConvolutionRun& run) {
     run.partial_sums = reinterpret_cast<float*>(map(plan.partial_sums));
     run.arrivals = arrivals;
-    convolution(run, multiprocessors, queue);
+    convolution(run, facts, queue);
   };
 
   const ConvolutionRun first = run_of(encoder_[0], call);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "unet.h"
@@ -45,14 +46,16 @@ class Network {
  public:
   explicit Network(const NetworkDescription& description);
 
-  const std::vector<unsigned char>& packed() const { return packed_; }
+  // For the device, once: the plan itself has no more use for it.
+  std::vector<unsigned char> take_packed() { return std::move(packed_); }
   int64_t channels() const { return channels_; }
   int64_t networks() const { return networks_; }
   int64_t stride() const { return int64_t{1} << encoder_.size(); }
 
-  // For a call of so many networks and such a batch, on a device of so many multiprocessors.
-  int64_t workspace_bytes(int64_t networks, int64_t batch, int64_t rows, int64_t columns, int multiprocessors) const;
-  void run(const NetworkCall& call, int multiprocessors, Queue queue) const;
+  // What a call needs beside its input and output.
+  int64_t workspace_bytes(int64_t networks, int64_t batch, int64_t rows, int64_t columns,
+                          const DeviceFacts& facts) const;
+  void run(const NetworkCall& call, const DeviceFacts& facts, Queue queue) const;
 
  private:
   // A layer's place in the packed memory, in bytes; networks lie one behind the other.
@@ -67,7 +70,7 @@ class Network {
   Layer add_layer(const LayerParameters& parameters, const Convolution& conv, bool first);
   size_t add_parameters(const std::vector<double>& values, int64_t channels);
   size_t reserve(size_t bytes);
-  Plan plan(const NetworkCall& call, int multiprocessors) const;
+  Plan plan(const NetworkCall& call, const DeviceFacts& facts) const;
   ConvolutionRun run_of(const Layer& layer, const NetworkCall& call) const;
 
   int64_t channels_, networks_;

@@ -24,6 +24,8 @@ struct Shape {
   constexpr int pixels() const { return kWarps / warp_columns * pixel_tiles * 16; }
   constexpr int channels() const { return warp_columns * channel_tiles * 8; }
   constexpr int taps() const { return grid == Grid::dense ? 9 : 25; }
+  constexpr int taps_a_step() const { return grid == Grid::dense ? 3 : 5; }
+  constexpr int stage_bytes() const { return taps_a_step() * kPixelBytes * channels(); }
   constexpr int sums() const { return pixels() * channels() * (grid == Grid::transposed ? 4 : 1); }
   constexpr bool operator==(const Shape&) const = default;
 };
@@ -87,6 +89,7 @@ struct ConvolutionLaunch {
   Shape shape;
   Element element;
   unsigned tiles, channel_blocks, networks;
+  int shared_bytes;
 };
 
 // Of a tile on the grid.

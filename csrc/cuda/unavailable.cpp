@@ -26,7 +26,7 @@ void stft(const Stft&, Queue) { unavailable(); }
 void masked_istft(const MaskedIstft&, Queue) { unavailable(); }
 void mask_wave(const MaskWave&, Queue) { unavailable(); }
 
-int multiprocessors(int) { unavailable(); }
+DeviceFacts device_facts(int) { unavailable(); }
 void launch_strided(const ConvolutionLaunch&, Queue) { unavailable(); }
 void launch_transposed(const ConvolutionLaunch&, Queue) { unavailable(); }
 void launch_dense(const ConvolutionLaunch&, Queue) { unavailable(); }

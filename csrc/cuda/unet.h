@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "../kernels.h"
+#include "device_facts.h"
 
 namespace pyunetsep::cuda {
 
@@ -70,9 +71,9 @@ struct ConvolutionRun {
 };
 constexpr int64_t kMaxArrivals = 4096;
 
-// The room for partial sums that a run takes on a device of so many multiprocessors.
-int64_t partial_bytes(const ConvolutionRun& run, int multiprocessors);
-void convolution(const ConvolutionRun& run, int multiprocessors, Queue queue);
+// The room for partial sums that a run takes on such a device.
+int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts);
+void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queue);
 
 // The network's first convolution, from planes of floats.
 struct InputConvolutionRun {
@@ -103,6 +104,6 @@ struct DilatedHeadRun {
 };
 void dilated_head(const DilatedHeadRun& run, Queue queue);
 
-int multiprocessors(int device);
+DeviceFacts device_facts(int device);
 
 }  // namespace pyunetsep::cuda

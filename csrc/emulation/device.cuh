@@ -21,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "../cuda/device_facts.h"
 #include "../cuda/elements.h"
 
 #define __global__
@@ -57,7 +58,7 @@ namespace pyunetsep::emulation {
 inline bool reversed = false;      // blocks, warps and lanes from the last to the first
 inline bool early_copies = false;  // asynchronous copies at once, not at the wait
 inline int architecture = 0;       // the one that is played; 0: launches must be possible on all of kArchitectures
-inline int multiprocessors = 132;  // of the device that is played
+inline cuda::DeviceFacts facts{132, 163 * 1024, 164 * 1024};  // of the device that is played
 inline uint64_t launches = 0;      // so far
 inline std::string launched;       // the sources they came from, for tests/emulated/mutate.py
 
@@ -171,7 +172,7 @@ inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 
 namespace pyunetsep::cuda {
 
-inline int multiprocessor_count(int) { return emulation::multiprocessors; }
+inline DeviceFacts facts_of(int) { return emulation::facts; }
 
 inline float widen(Half x) { return float_of(x); }
 inline float widen(Bfloat16 x) { return float_of(x); }

@@ -295,6 +295,8 @@ void launch(const char* source, dim3 grid, dim3 size, size_t shared_bytes, const
     }
   }
   require(known, "no such architecture");
+  require(architecture != 0 || shared_bytes <= static_cast<size_t>(facts.shared_bytes),
+          "a block has more shared memory than the device has");
 
   Block whole;
   whole.fibers.resize(threads);

@@ -113,7 +113,9 @@ void set_order(int reversed, int early_copies) {
   pyunetsep::emulation::early_copies = early_copies != 0;
 }
 void set_architecture(int number) { pyunetsep::emulation::architecture = number; }
-void set_multiprocessors(int count) { pyunetsep::emulation::multiprocessors = count; }
+void set_facts(int multiprocessors, int shared_bytes) {
+  pyunetsep::emulation::facts = {multiprocessors, shared_bytes, shared_bytes + 1024};
+}
 
 // The sources that launched kernels since the last call, a line each.
 const char* take_launched() {

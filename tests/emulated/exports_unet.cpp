@@ -99,10 +99,12 @@ const char* convolution(const double* weight, const void* source_0, const void* 
       run.output =
           output_of(ending, static_cast<float*>(target), magnitude, batch, out, 2 * grid_rows, 2 * grid_columns);
     }
-    PartialSums sums(partial_bytes(run, static_cast<int>(multiprocessors)));
+    DeviceFacts facts = device_facts(0);
+    facts.multiprocessors = static_cast<int>(multiprocessors);
+    PartialSums sums(partial_bytes(run, facts));
     run.partial_sums = sums.data();
     run.arrivals = sums.arrivals();
-    pyunetsep::cuda::convolution(run, static_cast<int>(multiprocessors), kQueue);
+    pyunetsep::cuda::convolution(run, facts, kQueue);
     sums.check();
   });
 }
@@ -147,15 +149,17 @@ const char* unet(const double* parameters, const int64_t* sizes, const int64_t* 
         description.head = layer;
       }
     }
-    const Network network(description);
-    const int count = static_cast<int>(multiprocessors);
-    const auto bytes = static_cast<size_t>(network.workspace_bytes(run_networks, batch, rows, columns, count));
+    Network network(description);
+    const std::vector<unsigned char> weights = network.take_packed();
+    DeviceFacts facts = device_facts(0);
+    facts.multiprocessors = static_cast<int>(multiprocessors);
+    const auto bytes = static_cast<size_t>(network.workspace_bytes(run_networks, batch, rows, columns, facts));
     constexpr size_t kGuard = 1024;
     const auto aligned = [](std::vector<unsigned char>& memory) {
       return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) & ~uintptr_t{255});
     };
-    std::vector<unsigned char> packed(network.packed().size() + 256), memory(bytes + 2 * kGuard + 256, 0xff);
-    std::copy(network.packed().begin(), network.packed().end(), aligned(packed));
+    std::vector<unsigned char> packed(weights.size() + 256), memory(bytes + 2 * kGuard + 256, 0xff);
+    std::copy(weights.begin(), weights.end(), aligned(packed));
 
     NetworkCall call{};
     call.packed = aligned(packed);
@@ -171,7 +175,7 @@ const char* unet(const double* parameters, const int64_t* sizes, const int64_t* 
     call.columns = columns;
     call.masked = masked != 0;
     call.output = planes_of(output, batch, network.channels(), rows, columns);
-    network.run(call, count, kQueue);
+    network.run(call, facts, kQueue);
     for (size_t i = 0; i < kGuard; ++i) {
       if (aligned(memory)[i] != 0xff || aligned(memory)[kGuard + bytes + i] != 0xff) {
         throw std::runtime_error("wrote outside the workspace");

@@ -247,6 +247,25 @@ def test_split_sums(multiprocessors, emulated):
     assert torch.equal(from_map(result, 96)[0].float(), expected)
 
 
+@pytest.mark.parametrize("kib", [163, 99], ids=["sm_80", "sm_86"])
+def test_tiles_fit_into_shared_memory(kib, emulated):
+    """A map so wide and flat that a whole tile's patch would not fit, and a device that has less."""
+    emulated.library.set_facts(132, kib * 1024)
+    try:
+        for channels, rows, columns in ((32, 2, 520), (64, 4, 300), (96, 34, 40)):
+            x = torch.randint(-2, 3, (1, 1, 32, rows, columns)).float()
+            weight = torch.randint(-1, 2, (1, channels, 32, 5, 5)).float()
+            bias = parameter(torch.zeros(1, channels))
+            inputs = [weight.double(), to_map(x, torch.float16), None, None, None, bias, None, None, None]
+            numbers = (0, 0, -1, -1, 1, 1, 32, 0, channels, rows, columns, rows // 2, columns // 2, 1)
+            outputs = [((1, 1, rows // 2, columns // 2, channels), torch.float16)]
+            (result,) = emulated.run("convolution", inputs, outputs, *numbers, 0.0, 1.0, orders=[(0, 0)])
+            expected = F.conv2d(x[0], weight[0], stride=2, padding=2)
+            assert torch.equal(from_map(result, channels)[0].float(), expected)
+    finally:
+        emulated.library.set_facts(132, 163 * 1024)
+
+
 def test_halves_stop_at_their_largest_value(emulated):
     """Infinity times a mask of 0 would be NaN."""
     x = torch.full((1, 1, 16, 2, 2), 60000.0)

@@ -3,6 +3,6 @@
 
 namespace pyunetsep::cuda {
 
-int multiprocessors(int device) { return multiprocessor_count(device); }
+DeviceFacts device_facts(int device) { return facts_of(device); }
 
 }  // namespace pyunetsep::cuda
