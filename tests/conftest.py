@@ -4,12 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
 from pyunetsep import _C, ops
-
-settings.register_profile("pyunetsep", deadline=None)  # a busy machine is not a failure
-settings.load_profile("pyunetsep")
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -15,8 +15,6 @@ import unicodedata
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pyunetsep.audio import (
     AudioFormat,
@@ -35,6 +33,7 @@ from pyunetsep.errors import (
     OutputExistsError,
     TruncatedAudioError,
 )
+from tests.properties import given, settings, st
 
 WAV_16 = AudioFormat("WAV", "PCM_16")
 MP3 = AudioFormat("MP3", "MPEG_LAYER_III")

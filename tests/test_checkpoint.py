@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from pyunetsep.checkpoint import (
@@ -29,6 +27,7 @@ from pyunetsep.checkpoint import (
 from pyunetsep.config import JANSSON2017, SPLEETER, ModelConfig
 from pyunetsep.errors import CheckpointError
 from pyunetsep.unet import UNet
+from tests.properties import given, settings, st
 
 INFO = ModelInfo(name="test", licence="CC0-1.0", training_data="noise", source="this test", source_sha256="")
 States = dict[str, dict[str, Tensor]]

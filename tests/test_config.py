@@ -4,10 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pyunetsep.config import EXACT, JANSSON2017, PRESETS, SPLEETER, ModelConfig, SeparatorConfig, from_dict, to_dict
+from tests.properties import given, st
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

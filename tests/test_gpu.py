@@ -3,6 +3,7 @@
 `make gpu-test` runs this, and what the other tests have for CUDA.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -14,15 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from pyunetsep import Separator, ops
+from pyunetsep import InvalidAudioError, Separator, SeparatorConfig, ops
 from pyunetsep.benchmark import random_checkpoint, random_network
 from pyunetsep.config import PRESETS
+from pyunetsep.cuda_graph import Graph
 from pyunetsep.cuda_plan import CudaPlan
 from tests.judge import judge
+from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 pytestmark = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 EACH_PRESET = pytest.mark.parametrize("preset", PRESETS)
 EACH_PRECISION = pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+EACH_RATE = pytest.mark.parametrize("resampled", [False, True], ids=["of the model's rate", "of another rate"])
 SMALL = dataclasses.replace(PRESETS["spleeter"].unet, channels=(16, 24, 40), dropout_blocks=1)
 CYCLES = 5 * 10**8  # that a stream sleeps: some 0.3 s, in which whatever does not wait for it comes first
 
@@ -236,6 +240,22 @@ def test_threads_share_a_plan(device):
     assert not wrong
 
 
+def test_sums_that_blocks_share_have_the_same_bits_every_time(device):
+    """Such blocks meet on a real GPU alone, and in ever other orders where another call is at work beside them."""
+    inputs = [magnitudes("jansson2017", 1, device) for _ in range(2)]
+    expected = [plan().estimate(magnitude) for magnitude in inputs]
+    torch.cuda.synchronize(device)
+    streams, made = [torch.cuda.Stream(device) for _ in inputs], []
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(CYCLES // 10)  # or the first calls would end before others are queued
+    for i in range(200):
+        with torch.cuda.stream(streams[i % 2]):
+            made.append(plan().estimate(inputs[i % 2]))
+    torch.cuda.synchronize(device)
+    assert not [i for i, masks in enumerate(made) if not torch.equal(masks, expected[i % 2])]
+
+
 # ---- devices, runtimes, memory, errors
 
 FIRST = """
@@ -243,9 +263,9 @@ import torch
 from pyunetsep.benchmark import random_network
 from pyunetsep.cuda_plan import CudaPlan
 from tests.test_gpu import SMALL
+network, device = random_network(SMALL), torch.device("cuda", 0)  # without an index torch would be asked for it
 assert not torch.cuda.is_initialized()
-network = random_network(SMALL)
-plan = CudaPlan({"vocals": network}, device=torch.device("cuda"))
+plan = CudaPlan({"vocals": network}, device=device)
 magnitude = torch.rand(2, 2, 64, 32)
 mask = plan.estimate(magnitude.cuda())[0].cpu()
 assert (mask - network(magnitude)).abs().max() < 1e-2
@@ -285,17 +305,25 @@ def test_calls_leave_no_memory_behind(device):
     assert torch.cuda.memory_allocated(device) == before
 
 
+@contextlib.contextmanager
+def memory_limit(limit_bytes, device):
+    """No more memory for this process than that, in the block."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit_bytes / total, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
 def test_no_memory_is_said_so_and_does_no_harm(device):
     magnitude = magnitudes("spleeter", 64, device)
     plan("spleeter").estimate(magnitude[:1])
     torch.cuda.empty_cache()
-    reserved = torch.cuda.memory_reserved(device) + 2**28
-    torch.cuda.set_per_process_memory_fraction(reserved / torch.cuda.get_device_properties(device).total_memory, device)
-    try:
-        with pytest.raises(torch.OutOfMemoryError):
-            plan("spleeter").estimate(magnitude)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    limit = torch.cuda.memory_reserved(device) + 2**28
+    with memory_limit(limit, device), pytest.raises(torch.OutOfMemoryError):
+        plan("spleeter").estimate(magnitude)
     check(plan("spleeter").estimate(magnitude[:1]), networks("spleeter"), magnitude[:1], torch.float16)
 
 
@@ -328,17 +356,37 @@ def test_errors(device):
     assert torch.equal(plan().estimate(magnitude), made), "an error stays behind"
 
 
-# ---- whole songs, of the model's rate: that takes neither soundfile nor soxr
+# ---- whole songs, as arrays and tensors: that takes no soundfile
 
 
+def rate_of(model, resampled):
+    if not resampled:
+        return model.spectrogram.sample_rate_hz
+    pytest.importorskip("soxr", reason="songs of another rate need soxr")
+    return 11_025
+
+
+def white_noise(model, samples):
+    shape = samples, model.unet.input_channels
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * np.float32(0.1)
+
+
+def check_graphs(separator, *, exact=False):
+    """All kinds of segments have become graphs, and none was given up."""
+    graphs = separator._engine(separator._config(exact)).graphs
+    assert graphs.limit > 0 and graphs.graphs, "goes on without graphs"
+    assert all(isinstance(graph, Graph) for graph in graphs.graphs.values()), "not captured"
+
+
+@pytest.mark.filterwarnings("error")  # a capture that fails is but a warning
 @EACH_PRESET
-def test_songs_are_those_of_the_cpu(device, preset):
+@EACH_RATE
+def test_songs_are_those_of_the_cpu(device, preset, resampled):
     """The second and third run of a segment's kind are graphs."""
-    model, checkpoint = PRESETS[preset], random_checkpoint(PRESETS[preset])
-    rate = model.spectrogram.sample_rate_hz
-    generator = np.random.default_rng(0)
-    song = generator.standard_normal((30 * rate, model.unet.input_channels), dtype=np.float32) * np.float32(0.1)
-    cpu, separator = Separator(checkpoint, device="cpu"), Separator(checkpoint, device=device)
+    model, weights = PRESETS[preset], random_checkpoint(PRESETS[preset])
+    rate = rate_of(model, resampled)
+    song = white_noise(model, 30 * rate)
+    cpu, separator = Separator(weights, device="cpu"), Separator(weights, device=device)
     for exact, tolerance in ((True, 1e-4), (False, 2e-2)):
         expected = cpu(song, rate, exact=exact)
         first = None
@@ -348,6 +396,105 @@ def test_songs_are_those_of_the_cpu(device, preset):
                 np.testing.assert_allclose(wave, expected[stem], rtol=0, atol=tolerance)
             first = first or stems
             assert all(np.array_equal(wave, first[stem]) for stem, wave in stems.items())
+        check_graphs(separator, exact=exact)
     assert np.abs(sum(stems.values()) - song).max() < 1e-6
     there = separator(torch.from_numpy(song.T.copy()).to(device), rate)
     assert all(np.array_equal(wave.cpu().numpy().T, stems[stem]) for stem, wave in there.items())
+
+
+@pytest.mark.filterwarnings("error")
+@EACH_RATE
+@pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])
+def test_devices_agree(device, model, resampled):
+    """With networks that are no preset's, of few channels and bins."""
+    mixture, rate = noise(2, 100_000).T.contiguous().numpy(), rate_of(model, resampled)
+    cpu, separator = Separator(checkpoint(model), device="cpu"), Separator(checkpoint(model), device=device)
+    for exact, tolerance in ((True, 1e-4), (False, 2e-2)):
+        expected = cpu(mixture, rate, exact=exact)
+        for _ in range(3):
+            stems = separator(mixture, rate, exact=exact)
+            for stem, wave in stems.items():
+                np.testing.assert_allclose(wave, expected[stem], rtol=0, atol=tolerance)
+        check_graphs(separator, exact=exact)
+    assert np.abs(sum(stems.values()) - mixture).max() < 1e-6
+
+
+@EACH_RATE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16])
+def test_a_tensor_comes_back_where_it_was(device, dtype, resampled):
+    separator, rate = Separator(checkpoint(), device=device), rate_of(SPLEETER_LIKE, resampled)
+    songs = torch.stack([noise(2, 20_000, seed) for seed in range(3)])
+    songs = songs.to(dtype) if dtype.is_floating_point else (songs * 2**15).to(dtype)
+    expected = separator(songs, rate)
+    for stem, wave in separator(songs.to(device), rate).items():
+        assert wave.device.type == device.type and wave.dtype == dtype
+        assert torch.equal(wave.cpu(), expected[stem])
+    bad = songs.to(device, torch.float32)
+    bad[1, 0, 123] = torch.nan
+    with pytest.raises(InvalidAudioError, match=r"song 1: .* got nan at sample 123 "):
+        separator(bad, rate)
+    assert separator(bad, rate, sanitize=True)["vocals"].isfinite().all()
+
+
+def test_threads_share_a_device(device):
+    separator = Separator(checkpoint(), device=device)
+    mixture = noise(2, 60_000)
+    expected, results = separator(mixture, 8_000)["vocals"], [None] * 8
+
+    def work(i):
+        results[i] = separator(mixture, 8_000)["vocals"]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(result is not None and torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_separator_on_the_second_device(device):
+    """While the first one is current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    mixture = noise(2, 100_000)
+    expected = Separator(checkpoint(), device="cpu")(mixture, 8_000)
+    separator = Separator(checkpoint(), device="cuda:1")
+    for home in ("cpu", "cuda:0", "cuda:1"):
+        for _ in range(3):
+            for stem, wave in separator(mixture.to(home), 8_000).items():
+                assert wave.device == torch.device(home)
+                torch.testing.assert_close(wave.cpu(), expected[stem], rtol=0, atol=2e-2)
+    check_graphs(separator)
+    assert torch.cuda.current_device() == 0
+
+
+def test_a_separator_that_has_not_the_memory_for_a_batch_takes_smaller_ones(device):
+    model, weights = PRESETS["spleeter"], random_checkpoint(PRESETS["spleeter"])
+    rate = model.spectrogram.sample_rate_hz
+    song = white_noise(model, 80 * rate)  # somewhat more than a segment of 8 patches
+
+    def with_batch(patches):
+        # in float32, where stems hardly depend on how a batch is cut
+        config = SeparatorConfig(batch_patches=patches, precision="float32")
+        separator = Separator(weights, device=device, config=config)
+        separator(song[:rate], rate)  # its weights are there from now on
+        return separator
+
+    def run(separator):
+        """Stems, and the memory that the process has reserved and used for them at most; without graphs."""
+        separator._engine(separator.config).graphs.stop()  # they would keep theirs
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        stems = separator(song, rate)
+        return stems, torch.cuda.max_memory_reserved(device), torch.cuda.max_memory_allocated(device)
+
+    separator, small, large = (with_batch(patches) for patches in (8, 2, 8))
+    _, enough, _ = run(small)
+    expected, _, needed = run(large)
+    assert enough < needed, "no limit lies between them"
+    with memory_limit((enough + needed) // 2, device):
+        stems = separator(song, rate)
+    assert separator._engine(separator.config).batch in (2, 4)
+    for stem, wave in stems.items():
+        np.testing.assert_allclose(wave, expected[stem], rtol=0, atol=1e-5)

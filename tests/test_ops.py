@@ -2,13 +2,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from pyunetsep import _C, ops
 from pyunetsep.ops import kernels, reference
 from tests.judge import judge
+from tests.properties import given, settings, st
 
 EPSILON = 1e-10
 

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.spectrogram import Spectrogram, default_grids, join_patches, split_patches
+from tests.properties import given, st
 
 CPU = torch.device("cpu")
 

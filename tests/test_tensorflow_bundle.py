@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pyunetsep import tensorflow_bundle
 from pyunetsep.errors import CheckpointError
 from pyunetsep.tensorflow_bundle import crc32c, find_prefix, read_bundle
+from tests.properties import given, settings, st
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 TYPES = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "int64": 9, "bool": 10}

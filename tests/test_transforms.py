@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from pyunetsep import _C, ops
 from pyunetsep.ops import kernels, reference
 from tests.judge import judge
+from tests.properties import given, settings, st
 
 SHAPES = {  # leading dimensions, frames, n_fft, hop_length, first_bin, bins
     "one": ((), 1, 32, 8, 0, 17),
