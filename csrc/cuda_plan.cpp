@@ -74,16 +74,16 @@ cuda::NetworkDescription description_of(const std::vector<UNetDescription>& nets
     const std::string name = "encoder " + std::to_string(i + 1);
     TORCH_CHECK_VALUE(!first.encoder[i].after && (!first.encoder[i].before || first.raw_skips), name,
                       ": got a norm of its own, wants it folded into the convolution where skips are not raw");
-    description.encoder.push_back(layer_of(
-        name, gathered([i](const UNetDescription& net) -> const Block& { return net.encoder[i]; }), false));
+    description.encoder.push_back(
+        layer_of(name, gathered([i](const UNetDescription& net) -> const Block& { return net.encoder[i]; }), false));
   }
   for (size_t j = 0; j < first.decoder.size(); ++j) {
     const std::string name = "decoder " + std::to_string(j + 1);
     TORCH_CHECK_VALUE(!first.decoder[j].before, name,
                       ": got a norm before the activation, wants it folded into the convolution");
-    description.decoder.push_back(layer_of(
-        name, gathered([j](const UNetDescription& net) -> const Block& { return net.decoder[j]; }),
-        first.upsampling == Upsampling::transposed));
+    description.decoder.push_back(
+        layer_of(name, gathered([j](const UNetDescription& net) -> const Block& { return net.decoder[j]; }),
+                 first.upsampling == Upsampling::transposed));
   }
   if (first.head) {
     description.head =
@@ -124,8 +124,8 @@ at::Tensor CudaPlan::run(const at::Tensor& magnitude, int64_t first, int64_t net
                         magnitude.size(2) % network.stride() == 0 && magnitude.size(3) % network.stride() == 0,
                     "magnitude: got shape ", magnitude.sizes(), ", wants [batch, ", network.channels(),
                     ", rows, columns] with rows and columns multiples of ", network.stride());
-  TORCH_CHECK_VALUE(0 <= first && 1 <= networks && networks <= network.networks() - first,
-                    "first, networks: got ", first, ", ", networks, ", wants some of the ", network.networks());
+  TORCH_CHECK_VALUE(0 <= first && 1 <= networks && networks <= network.networks() - first, "first, networks: got ",
+                    first, ", ", networks, ", wants some of the ", network.networks());
   std::vector<int64_t> shape{networks};
   shape.insert(shape.end(), magnitude.sizes().begin(), magnitude.sizes().end());
   if (out) {

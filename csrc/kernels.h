@@ -36,8 +36,8 @@ struct OverlapAdd {
   int64_t length;      // (frame_count - 1) hop_length + n_fft
 };
 
-// A real Fourier transform of n_fft samples runs as a complex one of points = n_fft / 2. On the CPU this is cut into two
-// factors, the smaller first, and each of these again.
+// A real Fourier transform of n_fft samples runs as a complex one of points = n_fft / 2. On the CPU this is cut into
+// two factors, the smaller first, and each of these again.
 constexpr int64_t kMinFftPoints = 16, kMaxFftPoints = 4096;
 
 static constexpr int64_t smaller_factor(int64_t power_of_two) {

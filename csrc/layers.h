@@ -39,7 +39,7 @@ struct Size {
 at::Tensor allocate_floats(int64_t count);
 
 int64_t blocks_of(int64_t channels);
-int64_t whole_lines(int64_t floats);  // rounded up to cache lines
+int64_t whole_lines(int64_t floats);                     // rounded up to cache lines
 int64_t map_floats(const Size& size, int64_t channels);  // of a map in blocks of channels
 
 // Rows or columns of a strided convolution's output.

@@ -11,9 +11,12 @@ namespace pyunetsep::cuda {
 template <typename Body>
 void with_element(Element element, Body body) {
   switch (element) {
-    case Element::half: return body(std::type_identity<Half>{});
-    case Element::bfloat16: return body(std::type_identity<Bfloat16>{});
-    case Element::single: return body(std::type_identity<float>{});
+    case Element::half:
+      return body(std::type_identity<Half>{});
+    case Element::bfloat16:
+      return body(std::type_identity<Bfloat16>{});
+    case Element::single:
+      return body(std::type_identity<float>{});
   }
 }
 
@@ -91,8 +94,8 @@ __device__ __forceinline__ void store_channels(T* target, const float (&x)[kCoun
 
 __device__ __forceinline__ float* place_in(const Planes& planes, int network, int image, int channel, int row,
                                            int column) {
-  return planes.data + network * planes.network_stride + image * planes.batch_stride +
-         channel * planes.channel_stride + row * planes.row_stride + column;
+  return planes.data + network * planes.network_stride + image * planes.batch_stride + channel * planes.channel_stride +
+         row * planes.row_stride + column;
 }
 
 // Ends the network in neighbouring columns.

@@ -9,7 +9,7 @@
 namespace pyunetsep::cuda {
 namespace {
 
-constexpr int kMaxImages = 16;  // in a tile
+constexpr int kMaxImages = 16;                  // in a tile
 constexpr int kMaxSplits = 16, kMinChunks = 2;  // blocks that share a sum; and of each, or the gathering costs more
 constexpr int kBlocksAMultiprocessor = 2, kSharedKept = 1024;  // at most; bytes that the device keeps for each
 
@@ -128,8 +128,9 @@ void choose_patch(const Shape& shape, ConvolutionArguments& a) {
   a.patch_bytes = a.images * a.patch_rows * a.row_pixels * kPixelBytes;
 }
 
-// Chooses the tile: as square as its patch should be, wide enough for neighbours in shared memory, and of several images
-// where a map is small. Where two patches would not fit it is smaller than the shape's, and some of its lanes idle.
+// Chooses the tile: as square as its patch should be, wide enough for neighbours in shared memory, and of several
+// images where a map is small. Where two patches would not fit it is smaller than the shape's, and some of its lanes
+// idle.
 void choose_tile(const ConvolutionRun& run, const Shape& shape, int shared_bytes, ConvolutionArguments& a) {
   const int pixels = log2_up(shape.pixels());
   const int all_columns = log2_up(run.grid_columns), all_rows = log2_up(run.grid_rows);
@@ -138,7 +139,8 @@ void choose_tile(const ConvolutionRun& run, const Shape& shape, int shared_bytes
   a.tile_columns_log2 = std::min(pixels - a.tile_rows_log2, all_columns);
   a.images = std::min(1 << (pixels - a.tile_rows_log2 - a.tile_columns_log2), kMaxImages);
   while (a.images / 2 >= run.batch) a.images /= 2;
-  for (choose_patch(shape, a); 2 * a.patch_bytes + kStages * shape.stage_bytes() > shared_bytes; choose_patch(shape, a)) {
+  for (choose_patch(shape, a); 2 * a.patch_bytes + kStages * shape.stage_bytes() > shared_bytes;
+       choose_patch(shape, a)) {
     if (a.images > 1) {
       a.images /= 2;
     } else if (a.tile_rows_log2 > 0) {
@@ -250,9 +252,12 @@ int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts) {
 void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queue) {
   const ConvolutionLaunch launch = launch_of(run, facts);
   switch (launch.shape.grid) {
-    case Grid::strided: return launch_strided(launch, queue);
-    case Grid::transposed: return launch_transposed(launch, queue);
-    case Grid::dense: return launch_dense(launch, queue);
+    case Grid::strided:
+      return launch_strided(launch, queue);
+    case Grid::transposed:
+      return launch_transposed(launch, queue);
+    case Grid::dense:
+      return launch_dense(launch, queue);
   }
 }
 

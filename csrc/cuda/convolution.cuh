@@ -49,8 +49,8 @@ __device__ __forceinline__ void unrolled(Body body) {
   unrolled(std::make_integer_sequence<int, kCount>{}, body);
 }
 
-// The patch's 16-byte pieces that this thread brings: two a pixel. Rows go to warps, pieces of a row to lanes, so that a
-// thread's pieces are all first or all second halves. Calls body(offset in shared memory, source or null).
+// The patch's 16-byte pieces that this thread brings: two a pixel. Rows go to warps, pieces of a row to lanes, so that
+// a thread's pieces are all first or all second halves. Calls body(offset in shared memory, source or null).
 template <typename K, typename Body>
 __device__ __forceinline__ void for_each_piece(const ConvolutionArguments& a, const PatchPlace& at, Body body) {
   const int lane = threadIdx.x % 32, half = lane % 2;
@@ -110,10 +110,12 @@ struct Accumulators {
   }
   // Adds the other's sums, and leaves zeros there.
   __device__ __forceinline__ void take(Accumulators& other) {
-    for_each([&](float& sum, float& part) {
-      sum += part;
-      part = 0.0f;
-    }, other);
+    for_each(
+        [&](float& sum, float& part) {
+          sum += part;
+          part = 0.0f;
+        },
+        other);
   }
   template <typename Body, typename... Others>
   __device__ __forceinline__ void for_each(Body body, Others&... others) {
@@ -131,8 +133,8 @@ struct Accumulators {
   }
 };
 
-// Adds a step's taps. On tensor cores `pixels` are those of the lane's rows of the 16x16 matrices that it helps to load,
-// one for each 16 pixels; without, those that it owns, two for each.
+// Adds a step's taps. On tensor cores `pixels` are those of the lane's rows of the 16x16 matrices that it helps to
+// load, one for each 16 pixels; without, those that it owns, two for each.
 template <typename K, int kStep>
 __device__ __forceinline__ void add_taps(const ConvolutionArguments& a, const unsigned char* patch,
                                          const unsigned char* weights, const int (&pixels)[K::kPixels],
@@ -141,8 +143,9 @@ __device__ __forceinline__ void add_taps(const ConvolutionArguments& a, const un
   uint32_t loaded[K::kTensorCores ? K::kPixelTiles : 1][4];
   unrolled<K::kTapsAStep>([&](auto index) {
     constexpr int kTap = kStep * K::kTapsAStep + decltype(index)::value;
-    constexpr Place kPlace = kPlaceOf<K::kGrid, kTap>, kBefore = kPlaceOf<K::kGrid, kTap == 0 ? 0 : kTap - 1>;
-    [[maybe_unused]] constexpr bool kMoved = decltype(index)::value == 0 || kPlace.row != kBefore.row || kPlace.column != kBefore.column;
+    constexpr Place kPlace = kPlaceOf<K::kGrid, kTap>, kBefore = kPlaceOf<K::kGrid, (kTap == 0 ? 0 : kTap - 1)>;
+    [[maybe_unused]] constexpr bool kMoved =
+        decltype(index)::value == 0 || kPlace.row != kBefore.row || kPlace.column != kBefore.column;
     const int moved = a.first_place + kPlace.row * a.row_step + kPlace.column * a.column_step;
     const unsigned char* tap = weights + decltype(index)::value * K::kTapBytes;
     if constexpr (K::kTensorCores) {
@@ -172,8 +175,8 @@ __device__ __forceinline__ void add_taps(const ConvolutionArguments& a, const un
         }
       }
     } else {
-      const float* const columns = reinterpret_cast<const float*>(tap) +
-                                   warp_column * 8 * K::kChannelTiles + lane % 4 * K::kLaneChannels;
+      const float* const columns =
+          reinterpret_cast<const float*>(tap) + warp_column * 8 * K::kChannelTiles + lane % 4 * K::kLaneChannels;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float x[2 * K::kPixelTiles][4];
@@ -260,11 +263,10 @@ struct Pixel {
 // Pixel m of the tile, on the grid.
 __device__ __forceinline__ Pixel pixel_of(const ConvolutionArguments& a, const TilePlace& tile, int m) {
   const int columns = 1 << a.tile_columns_log2, rows = 1 << a.tile_rows_log2;
-  const Pixel pixel{tile.image + (m >> (a.tile_columns_log2 + a.tile_rows_log2)),
-                    tile.row + (m >> a.tile_columns_log2 & (rows - 1)), tile.column + (m & (columns - 1)), false};
-  return {pixel.image, pixel.row, pixel.column,
-          pixel.image < min(tile.image + a.images, a.batch) && pixel.row < a.grid_rows &&
-              pixel.column < a.grid_columns};
+  const int image = tile.image + (m >> (a.tile_columns_log2 + a.tile_rows_log2));
+  const int row = tile.row + (m >> a.tile_columns_log2 & (rows - 1)), column = tile.column + (m & (columns - 1));
+  const bool inside = image < min(tile.image + a.images, a.batch) && row < a.grid_rows && column < a.grid_columns;
+  return {image, row, column, inside};
 }
 
 template <typename K>
@@ -272,8 +274,7 @@ __device__ __forceinline__ void store_map(const ConvolutionArguments& a, const T
                                           Accumulators<K>& from) {
   using T = typename K::T;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int channel = blockIdx.y * K::kChannels + warp % K::kWarpColumns * 8 * K::kChannelTiles +
-                lane % 4 * K::kLaneChannels;
+  int channel = blockIdx.y * K::kChannels + warp % K::kWarpColumns * 8 * K::kChannelTiles + lane % 4 * K::kLaneChannels;
   int dense_phase = 0;
   if constexpr (K::kGrid == Grid::dense) {  // the channels of one phase behind those of another
     dense_phase = channel / a.out_channels;
@@ -291,8 +292,7 @@ __device__ __forceinline__ void store_map(const ConvolutionArguments& a, const T
   for (int i = 0; i < K::kPixelTiles; ++i) {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      const Pixel pixel =
-          pixel_of(a, tile, (warp / K::kWarpColumns * K::kPixelTiles + i) * 16 + lane / 4 + side * 8);
+      const Pixel pixel = pixel_of(a, tile, (warp / K::kWarpColumns * K::kPixelTiles + i) * 16 + lane / 4 + side * 8);
       if (!pixel.inside) continue;
 #pragma unroll
       for (int phase = 0; phase < K::kPhases; ++phase) {
@@ -367,9 +367,8 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
   };
 
   int steps_left = (last_chunk - first_chunk) * K::kSteps;  // whose weights are not on their way yet
-  const unsigned char* next_weights =
-      static_cast<const unsigned char*>(a.packed) + int64_t{network} * a.packed_stride +
-      (int64_t{blockIdx.y} * chunks + first_chunk) * K::kSteps * K::kStageBytes;
+  const unsigned char* next_weights = static_cast<const unsigned char*>(a.packed) + int64_t{network} * a.packed_stride +
+                                      (int64_t{blockIdx.y} * chunks + first_chunk) * K::kSteps * K::kStageBytes;
   const auto load_weights = [&](int stage) {
     if (steps_left-- <= 0) return;
     for (int i = threadIdx.x * 16; i < K::kStageBytes; i += kThreads * 16) {

@@ -52,12 +52,12 @@ void allow_shared_memory(Kernel kernel, int device) {
 
 // kernel<<<grid, block, shared_bytes>>>(...) on the queue; a template kernel goes in parentheses for its commas.
 // The device is set each time: this static CUDA runtime does not share the choice that torch's own runtime made.
-#define CUDA_LAUNCH(kernel, grid, block, shared_bytes, queue, ...)                                               \
-  do {                                                                                                           \
-    CUDA_CHECK(cudaSetDevice((queue).device));                                                                   \
-    if ((shared_bytes) > 48 * 1024) ::pyunetsep::cuda::allow_shared_memory((kernel), (queue).device);            \
-    (kernel)<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>((queue).stream)>>>(__VA_ARGS__);       \
-    CUDA_CHECK(cudaGetLastError());                                                                              \
+#define CUDA_LAUNCH(kernel, grid, block, shared_bytes, queue, ...)                                         \
+  do {                                                                                                     \
+    CUDA_CHECK(cudaSetDevice((queue).device));                                                             \
+    if ((shared_bytes) > 48 * 1024) ::pyunetsep::cuda::allow_shared_memory((kernel), (queue).device);      \
+    (kernel)<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>((queue).stream)>>>(__VA_ARGS__); \
+    CUDA_CHECK(cudaGetLastError());                                                                        \
   } while (false)
 
 // The block's shared memory, as many bytes as the launch asked for, aligned to 128 of them.
@@ -99,8 +99,8 @@ __device__ __forceinline__ int unknown(int x) {
 
 // ---- Together, all lanes of a warp:
 
-// Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones) from shared memory; lane l gives the address of row l % 8
-// of matrix l / 8, and gets of each matrix the 32 bits at row l / 4, place l % 4.
+// Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones) from shared memory; lane l gives the address of row l %
+// 8 of matrix l / 8, and gets of each matrix the 32 bits at row l / 4, place l % 4.
 __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -109,8 +109,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const void* row)
 }
 
 // d += a b for a 16x16, b 16x8, d 16x8. Lane l = 4 g + t holds of a, in this order, rows g, g + 8, g, g + 8 and columns
-// 2 t, 2 t, 2 t + 8, 2 t + 8 (and the next); of b rows 2 t and 2 t + 8 (and the next) of column g; of d rows g, g, g + 8,
-// g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
+// 2 t, 2 t, 2 t + 8, 2 t + 8 (and the next); of b rows 2 t and 2 t + 8 (and the next) of column g; of d rows g, g, g +
+// 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
 template <typename T>
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <>

@@ -2,7 +2,8 @@
 
 // One block makes 16 x 64 outputs of an image, of all channels one after the other; one thread eight of them, every
 // other row of a column, whose 4 x 4 taps (two rows and columns apart) overlap. The patch lies in shared memory. Bytes:
-// the plane once with a margin of 6 in 64, each output and the magnitude that it is multiplied by once. Bound by memory.
+// the plane once with a margin of 6 in 64, each output and the magnitude that it is multiplied by once. Bound by
+// memory.
 
 namespace pyunetsep::cuda {
 namespace {
@@ -10,8 +11,8 @@ namespace {
 constexpr int kColumns = 64, kRows = 16, kOutputs = kColumns * kRows / kThreads;
 constexpr int kMargin = 3, kPatchRows = kRows + 2 * kMargin, kPatchColumns = kColumns + 2 * kMargin;
 
-__global__ void __launch_bounds__(kThreads) dilated_head_kernel(const DilatedHeadRun a, int tiles_across,
-                                                                int tiles_down) {
+__global__ void __launch_bounds__(kThreads)
+    dilated_head_kernel(const DilatedHeadRun a, int tiles_across, int tiles_down) {
   SHARED_MEMORY(shared);
   float* const patch = reinterpret_cast<float*>(shared);  // [kPatchRows, kPatchColumns]
   const int network = blockIdx.y;

@@ -17,7 +17,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) input_convolution_kernel(const InputConvolutionRun a, int tiles_across,
                                                                      int tiles_down, int pad, int parameter_stride) {
   SHARED_MEMORY(shared);
-  float* const patch = reinterpret_cast<float*>(shared);  // [kPatchRows, 2, kPitch]
+  float* const patch = reinterpret_cast<float*>(shared);   // [kPatchRows, 2, kPitch]
   float* const weights = patch + kPatchRows * 2 * kPitch;  // [kTaps, kChannels]
   const int channel_blocks = static_cast<int>(a.out_channels) / kChannels;
   const int network = blockIdx.y / channel_blocks, channel_block = blockIdx.y % channel_blocks;

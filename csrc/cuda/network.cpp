@@ -110,9 +110,7 @@ Network::Network(const NetworkDescription& description)
 ConvolutionRun Network::run_of(const Layer& layer, const NetworkCall& call) const {
   const auto* const packed = static_cast<const unsigned char*>(call.packed);
   const int64_t stride = round_up(layer.conv.out_channels, kParameterUnit);
-  const auto parameters = [&](size_t at) {
-    return reinterpret_cast<const float*>(packed + at) + call.first * stride;
-  };
+  const auto parameters = [&](size_t at) { return reinterpret_cast<const float*>(packed + at) + call.first * stride; };
   ConvolutionRun run{};
   run.conv = &layer.conv;
   run.packed = packed + layer.weight + call.first * packed_bytes(layer.conv);
@@ -164,8 +162,7 @@ Network::Plan Network::plan(const NetworkCall& call, const DeviceFacts& facts) c
   for (int j = 0; j < depth; ++j, rows *= 2, columns *= 2) {
     plan.decoder.push_back(add_run(decoder_[j], rows, columns, rows, columns));
     if (j == depth - 1) break;
-    plan.decoded.push_back(
-        plan.layout.add(map_bytes(decoder_[j], 2 * rows, 2 * columns), depth + j, depth + j + 1));
+    plan.decoded.push_back(plan.layout.add(map_bytes(decoder_[j], 2 * rows, 2 * columns), depth + j, depth + j + 1));
   }
   if (head_) {
     const int64_t floats = call.networks * call.batch * call.rows * call.columns;
@@ -229,12 +226,13 @@ void Network::run(const NetworkCall& call, const DeviceFacts& facts, Queue queue
     run.target = map(plan.encoded[i]);
     convolve(run);
   }
-  Output output{call.masked ? cpu::Ending::masked : cpu::Ending::sigmoid, call.output,
+  Output output{call.masked ? cpu::Ending::masked : cpu::Ending::sigmoid,
+                call.output,
                 {const_cast<float*>(call.magnitude), 0, call.batch_stride, call.channel_stride, call.row_stride}};
   Planes plane{};
   if (head_) {
-    plane = {reinterpret_cast<float*>(map(plan.plane)), call.batch * call.rows * call.columns,
-             call.rows * call.columns, 0, call.columns};
+    plane = {reinterpret_cast<float*>(map(plan.plane)), call.batch * call.rows * call.columns, call.rows * call.columns,
+             0, call.columns};
   }
   for (size_t j = 0; j < depth; ++j) {
     ConvolutionRun& run = plan.decoder[j];

@@ -32,14 +32,14 @@ struct NetworkDescription {
 };
 
 struct NetworkCall {
-  const void* packed;        // the device's copy of Network::packed
-  void* workspace;           // workspace_bytes
-  int64_t first, networks;   // which of the networks run
-  const float* magnitude;    // [batch, channels, rows, columns], columns contiguous
+  const void* packed;       // the device's copy of Network::packed
+  void* workspace;          // workspace_bytes
+  int64_t first, networks;  // which of the networks run
+  const float* magnitude;   // [batch, channels, rows, columns], columns contiguous
   int64_t batch_stride, channel_stride, row_stride;
   int64_t batch, rows, columns;  // rows and columns are multiples of 2^blocks
-  bool masked;               // masks times magnitude, instead of masks
-  Planes output;             // [networks, batch, channels, rows, columns]
+  bool masked;                   // masks times magnitude, instead of masks
+  Planes output;                 // [networks, batch, channels, rows, columns]
 };
 
 class Network {

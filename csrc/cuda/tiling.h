@@ -58,13 +58,13 @@ struct ConvolutionArguments {
   // The tile, of 2^... columns and rows, and of so many images; tiles of the grid; the patch that its taps reach.
   int tile_columns_log2, tile_rows_log2, images;
   int tiles_across, tiles_down;
-  int zeros_before;                           // first row and column of the patch, before those of the tile
-  int patch_rows, patch_columns;              // that are loaded
-  int pitch;                                  // places a row, or half a row where its columns are split
-  int row_pixels;                             // places a row
-  int patch_bytes, patch_buffers;             // 2 where the next chunk is loaded meanwhile
-  int first_place, row_step, column_step;     // a tap's place is first + row * row_step + column * column_step
-  int mirrored;                               // phases and taps run backwards
+  int zeros_before;                        // first row and column of the patch, before those of the tile
+  int patch_rows, patch_columns;           // that are loaded
+  int pitch;                               // places a row, or half a row where its columns are split
+  int row_pixels;                          // places a row
+  int patch_bytes, patch_buffers;          // 2 where the next chunk is loaded meanwhile
+  int first_place, row_step, column_step;  // a tap's place is first + row * row_step + column * column_step
+  int mirrored;                            // phases and taps run backwards
 
   const float* read_scale;
   const float* read_shift;

@@ -1,8 +1,8 @@
 // A U-Net's layers on a GPU, without torch: weights are packed on the host, and the launchers take device memory. All
 // networks of a model, which have one shape, run together: each array is [networks, ...].
 //
-// Between layers, maps are [networks, batch, rows, columns, channels] of Half, Bfloat16 or float, the channels filled up
-// with zeros to a multiple of kChannelUnit. Parameters of channels are floats, filled up to a multiple of
+// Between layers, maps are [networks, batch, rows, columns, channels] of Half, Bfloat16 or float, the channels filled
+// up with zeros to a multiple of kChannelUnit. Parameters of channels are floats, filled up to a multiple of
 // kParameterUnit.
 #pragma once
 #include <cstdint>
@@ -25,7 +25,7 @@ struct Convolution {
   Element element;
   Alignment alignment;
   std::optional<Upsampling> upsampling;  // none: strided
-  int64_t in_channels[2];  // of two maps, the one behind the other; the second may have none
+  int64_t in_channels[2];                // of two maps, the one behind the other; the second may have none
   int64_t out_channels;
   bool planes;  // the network's last upsampling: few channels, stored as planes of floats
 };

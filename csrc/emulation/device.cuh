@@ -59,8 +59,8 @@ inline bool reversed = false;      // blocks, warps and lanes from the last to t
 inline bool early_copies = false;  // asynchronous copies at once, not at the wait
 inline int architecture = 0;       // the one that is played; 0: launches must be possible on all of kArchitectures
 inline cuda::DeviceFacts facts{132, 163 * 1024, 164 * 1024};  // of the device that is played
-inline uint64_t launches = 0;      // so far
-inline std::string launched;       // the sources they came from, for tests/emulated/mutate.py
+inline uint64_t launches = 0;                                 // so far
+inline std::string launched;  // the sources they came from, for tests/emulated/mutate.py
 
 // What kernels are built for, and what differs in what a launch may ask.
 struct Architecture {

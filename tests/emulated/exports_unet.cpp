@@ -60,8 +60,8 @@ const char* convolution(const double* weight, const void* source_0, const void* 
                         const float* read_shift, const float* bias, const float* scale, const float* shift,
                         float* magnitude, void* target, int64_t element, int64_t alignment, int64_t upsampling,
                         int64_t ending, int64_t networks, int64_t batch, int64_t in_0, int64_t in_1, int64_t out,
-                        int64_t rows, int64_t columns, int64_t grid_rows, int64_t grid_columns,
-                        int64_t multiprocessors, double read_slope, double slope) {
+                        int64_t rows, int64_t columns, int64_t grid_rows, int64_t grid_columns, int64_t multiprocessors,
+                        double read_slope, double slope) {
   return message_of([=] {
     Convolution conv{};
     conv.element = static_cast<Element>(element);
@@ -109,9 +109,9 @@ const char* convolution(const double* weight, const void* source_0, const void* 
   });
 }
 
-// A whole network in one call. sizes [layers, 2]: channels in and out of the encoder's blocks, the decoder's and perhaps
-// the head; parameters: of each layer weight, bias and perhaps scale and shift, of all networks; slopes and has_scale a
-// layer. The workspace starts as NaN and lies between guards.
+// A whole network in one call. sizes [layers, 2]: channels in and out of the encoder's blocks, the decoder's and
+// perhaps the head; parameters: of each layer weight, bias and perhaps scale and shift, of all networks; slopes and
+// has_scale a layer. The workspace starts as NaN and lies between guards.
 const char* unet(const double* parameters, const int64_t* sizes, const int64_t* has_scale, const double* slopes,
                  const float* magnitude, float* output, int64_t element, int64_t networks, int64_t depth,
                  int64_t has_head, int64_t alignment, int64_t upsampling, int64_t raw_skips, int64_t first,
