@@ -86,7 +86,7 @@ gpu-build: ## build in place with PYTHON and its torch, for the GPU that is here
 	arch=$$($(PYTHON) -c $(GPU_ARCH)) && \
 	  PYUNETSEP_CUDA=ON PYUNETSEP_CUDA_ARCHS=$$arch $(PYTHON) setup.py --quiet build_ext --inplace
 
-gpu-test: gpu-build ## run all that needs a GPU, and compute-sanitizer where it is installed (eight minutes at most)
+gpu-test: gpu-build ## run the tests with a GPU, and compute-sanitizer where it is installed (eight minutes at most)
 	$(PYTHON) -m tests.on_gpu
 
 # Each script saves what it has measured before its time is up. DRY=--dry-run tries the scripts on a CPU, without a build.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-GPU_WAYS = ("on the GPU", "array", "files")  # of a whole song
+GPU_WAYS = ("on the GPU", "public call", "array", "files")  # of a whole song
 OURS, SPLEETER, EXACT = "pyunetsep", "Spleeter on TensorFlow", ", exact"
 TITLES = {
     "torch": "PyTorch",

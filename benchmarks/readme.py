@@ -143,8 +143,14 @@ def gpu_songs(data: Any) -> str:
             real_time = f"{ways[0][name]['times_real_time']:,.0f}"
             rows.append(f"| {' | '.join([title(song['model']), name, *times, real_time])} |")
     return (
-        f"| {duration:.0f} s, two stems | | on the GPU | array to stems | file to files | × real time, on the GPU |\n"
-        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows)
+        f"| {duration:.0f} s, two stems | | on the GPU | the public call there | array to stems | file to files "
+        "| × real time, on the GPU |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + paragraph(
+            "On the GPU is the pipeline alone, wave to stems in the GPU's memory. The public call with the same wave "
+            "checks each block first, and waits for that; the others bring the song there and its stems back as well."
+        )
     )
 
 

@@ -3,10 +3,13 @@
 import importlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+
+from pyunetsep.cuda_graph import CudaGraphs, Graph
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("unet", "layers", "transforms", "separate")
@@ -74,6 +77,7 @@ def test_songs(run, files, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", find)
     for song in run("separate", "--song", "0.5")["songs"]:
         assert not song["failed"] and len(song["snr_db"]) == 4
+        assert all(len(song[way]) == 4 for way in ("on the GPU", "authors' grid", "public call", "array"))
         assert ("files" in song) is files and ("files" in song["skipped"]) is not files
 
 
@@ -87,6 +91,33 @@ def test_a_rival_that_fails_is_left_out(run, monkeypatch):
     for row in run("unet", "--patches", "1", "--models", "spleeter")["networks"]:
         assert len(row["failed"]) == 4 and all("out of memory" in reason for reason in row["failed"].values())
         assert all(name.startswith("pyunetsep") for name in row["engines"])
+
+
+@pytest.mark.filterwarnings("ignore:.* is slower")  # outside the warm-up
+def test_graphs_that_are_missing_are_noticed(run, monkeypatch, capsys):
+    separate, graphs = importlib.import_module("separate_cuda"), CudaGraphs(torch.device("cuda"))
+    graphs.graphs["called once"] = None
+    assert not separate.has_graphs(None) and not separate.has_graphs(graphs)
+    graphs.graphs["captured"] = Graph.__new__(Graph)
+    assert separate.has_graphs(graphs)
+    graphs.limit = 0
+    assert not separate.has_graphs(graphs)
+
+    class Rival(separate.Rival):
+        """Should have what a CPU has not."""
+
+        def __init__(self, name, *others):
+            super().__init__(name, *others)
+            self.graphed = name == separate.HALVES
+
+        def on_device(self, wave, **options):
+            warnings.warn(f"{self.name} is slower", RuntimeWarning, stacklevel=1)
+            return super().on_device(wave, **options)
+
+    monkeypatch.setattr(separate, "Rival", Rival)
+    (song,) = run("separate", "--song", "0.5", "--models", "spleeter")["songs"]
+    assert song["failed"] == {separate.HALVES: f"RuntimeError: has no CUDA graphs; {separate.HALVES} is slower"}
+    assert capsys.readouterr().out.count("is slower") == 5
 
 
 def test_results_are_shown(run, tmp_path, monkeypatch):
