@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig, SeparatorConfig, SpectrogramConfig, UNetConfig
+    from .cuda_plan import CudaPlan
     from .separator import Separator, separate
     from .song_files import FileResult
     from .unet import UNet
@@ -29,6 +30,7 @@ _HOME = {
     "FileResult": "song_files",
     "UNet": "unet",
     "UNetPlan": "unet_plan",
+    "CudaPlan": "cuda_plan",
     "UNetConfig": "config",
     "SpectrogramConfig": "config",
     "ModelConfig": "config",
@@ -38,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "PRESETS",
+    "CudaPlan",
     "FileResult",
     "ModelConfig",
     "Separator",
