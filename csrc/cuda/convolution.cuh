@@ -279,7 +279,7 @@ __device__ __forceinline__ void store_map(const ConvolutionArguments& a, const T
   if constexpr (K::kGrid == Grid::dense) {  // the channels of one phase behind those of another
     dense_phase = channel / a.out_channels;
     channel -= dense_phase * a.out_channels;
-    if (dense_phase > 3) return;
+    static_assert(4 * kChannelUnit % K::kChannels == 0);  // so no block has channels behind the last phase's
   } else if (channel >= a.out_channels) {
     return;
   }
