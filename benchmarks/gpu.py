@@ -194,3 +194,10 @@ def roofline_s(flop: float, traffic: float, precision: str) -> float:
 def show(name: str, timing: Timing, rest: str = "") -> None:
     quartiles = f"({1e6 * timing['quartile_1_s']:.1f} to {1e6 * timing['quartile_3_s']:.1f})"
     print(f"  {name:42s} {1e6 * timing['median_s']:10.1f} us {quartiles:24s} {rest}", flush=True)
+
+
+def left_out(rival: str, problem: Exception) -> str:
+    """Says that the others go on without it, and returns why in one line."""
+    reason = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
+    print(f"  {rival}: left out: {reason}")
+    return reason

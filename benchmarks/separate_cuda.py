@@ -184,8 +184,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
             if not snr[rival_name] >= LEAST_SNR_DB:
                 raise ValueError(f"its stems are other than ours, {snr[rival_name]:.1f} dB")
         except Exception as problem:  # the others go on without it
-            failed[rival_name] = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
-            print(f"  {rival_name}: left out: {failed[rival_name]}")
+            failed[rival_name] = gpu.left_out(rival_name, problem)
             continue
         ways["on the GPU"][rival_name] = partial(rival.on_device, wave)
         ways["authors' grid"][rival_name] = partial(rival.on_device, wave, plainly=True)

@@ -125,8 +125,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                     raise ValueError(f"is {error:.1e} of the largest value off, more than {TOLERANCE:.0e}")
                 runs[rival] = run
             except Exception as problem:  # the others go on without it
-                failed[rival] = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
-                print(f"  {op}, {rival}: left out: {failed[rival]}")
+                failed[rival] = gpu.left_out(f"{op}, {rival}", problem)
         timings: dict[str, Any] = gpu.alternate(runs, clock, args)
         floor = case.bytes[op] / gpu.BANDWIDTH
         for rival, each in timings.items():

@@ -114,8 +114,7 @@ class Shootout:
             if not error <= TOLERANCE[precision]:
                 raise ValueError(f"its masks are {error:.1e} off, more than {TOLERANCE[precision]:.0e}")
         except Exception as problem:  # whatever an engine comes up with: the others go on without it
-            self.failed[name] = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
-            print(f"  {name}: left out: {self.failed[name]}")
+            self.failed[name] = gpu.left_out(name, problem)
         else:
             self.runs[name], self.facts[name] = run, {"precision": precision, "largest_error": error}
         if self.device.type == "cuda":

@@ -57,8 +57,7 @@ class Networks:
         self, magnitude: Tensor, stems: Sequence[str], *, masked: bool = False, out: Tensor | None = None
     ) -> Tensor:
         if out is None:
-            out = torch.empty_like(magnitude.mT, memory_format=torch.contiguous_format)
-            out = out.expand(len(stems), *out.shape).clone().mT
+            out = magnitude.new_empty(len(stems), *magnitude.mT.shape).mT
         with _full_precision(magnitude.device):
             for name, estimate in zip(stems, out, strict=True):
                 self.networks[name].estimate(magnitude, masked=masked, out=estimate)

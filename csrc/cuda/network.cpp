@@ -10,6 +10,12 @@ namespace {
 
 constexpr int64_t kPlaceUnit = 256;  // bytes that maps and weights are aligned to
 
+// Packed floats of the networks that the call names, of which each has so many.
+const float* floats_of(const NetworkCall& call, size_t at, int64_t a_network) {
+  const auto* const packed = static_cast<const unsigned char*>(call.packed);
+  return reinterpret_cast<const float*>(packed + at) + call.first * a_network;
+}
+
 }  // namespace
 
 // What a call runs, and where its maps are: in bytes of the workspace.
@@ -95,30 +101,28 @@ Network::Network(const NetworkDescription& description)
     Layer layer{};
     const LayerParameters& parameters = *description.head;
     layer.conv.out_channels = parameters.out_channels;
-    const auto floats_of = [&](const std::vector<double>& values) {
+    const auto add_floats = [&](const std::vector<double>& values) {
       const size_t at = reserve(values.size() * sizeof(float));
       std::copy(values.begin(), values.end(), reinterpret_cast<float*>(packed_.data() + at));
       return at;
     };
-    layer.weight = floats_of(parameters.weight);
-    layer.bias = floats_of(parameters.bias);
+    layer.weight = add_floats(parameters.weight);
+    layer.bias = add_floats(parameters.bias);
     head_ = layer;
   }
 }
 
 // The layer's own share of a run, for the networks that the call names.
 ConvolutionRun Network::run_of(const Layer& layer, const NetworkCall& call) const {
-  const auto* const packed = static_cast<const unsigned char*>(call.packed);
   const int64_t stride = round_up(layer.conv.out_channels, kParameterUnit);
-  const auto parameters = [&](size_t at) { return reinterpret_cast<const float*>(packed + at) + call.first * stride; };
   ConvolutionRun run{};
   run.conv = &layer.conv;
-  run.packed = packed + layer.weight + call.first * packed_bytes(layer.conv);
+  run.packed = static_cast<const unsigned char*>(call.packed) + layer.weight + call.first * packed_bytes(layer.conv);
   run.networks = call.networks;
   run.batch = call.batch;
-  run.bias = parameters(layer.bias);
-  run.scale = layer.has_scale ? parameters(layer.scale) : nullptr;
-  run.shift = layer.has_scale ? parameters(layer.shift) : nullptr;
+  run.bias = floats_of(call, layer.bias, stride);
+  run.scale = layer.has_scale ? floats_of(call, layer.scale, stride) : nullptr;
+  run.shift = layer.has_scale ? floats_of(call, layer.shift, stride) : nullptr;
   run.slope = layer.slope;
   return run;
 }
@@ -212,8 +216,7 @@ void Network::run(const NetworkCall& call, const DeviceFacts& facts, Queue queue
   input.out_channels = encoder_[0].conv.out_channels;
   input.out_rows = call.rows / 2;
   input.out_columns = call.columns / 2;
-  input.weight = reinterpret_cast<const float*>(static_cast<const unsigned char*>(call.packed) + encoder_[0].weight) +
-                 call.first * packed_input_floats(channels_, input.out_channels);
+  input.weight = floats_of(call, encoder_[0].weight, packed_input_floats(channels_, input.out_channels));
   input.bias = first.bias;
   input.slope = raw_skips_ ? 1.0f : first.slope;
   input.target = map(plan.encoded[0]);
@@ -252,12 +255,9 @@ void Network::run(const NetworkCall& call, const DeviceFacts& facts, Queue queue
   run.batch = call.batch;
   run.rows = call.rows;
   run.columns = call.columns;
-  const auto floats = [&](size_t at, int64_t stride) {
-    return reinterpret_cast<const float*>(static_cast<const unsigned char*>(call.packed) + at) + call.first * stride;
-  };
   run.out_channels = head_->conv.out_channels;
-  run.weight = floats(head_->weight, run.out_channels * 16);
-  run.bias = floats(head_->bias, run.out_channels);
+  run.weight = floats_of(call, head_->weight, run.out_channels * 16);
+  run.bias = floats_of(call, head_->bias, run.out_channels);
   run.output = output;
   dilated_head(run, queue);
 }

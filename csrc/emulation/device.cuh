@@ -35,20 +35,12 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(8) float2 {
-  float x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
@@ -59,7 +51,6 @@ inline bool reversed = false;      // blocks, warps and lanes from the last to t
 inline bool early_copies = false;  // asynchronous copies at once, not at the wait
 inline int architecture = 0;       // the one that is played; 0: launches must be possible on all of kArchitectures
 inline cuda::DeviceFacts facts{132, 163 * 1024, 164 * 1024};  // of the device that is played
-inline uint64_t launches = 0;                                 // so far
 inline std::string launched;  // the sources they came from, for tests/emulated/mutate.py
 
 // What kernels are built for, and what differs in what a launch may ask.

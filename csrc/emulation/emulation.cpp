@@ -277,7 +277,6 @@ void fail(const std::string& why) {
 
 void launch(const char* source, dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& thread) {
   running = nullptr;
-  ++launches;
   if (launched.find(source) == std::string::npos) launched.append(source).append("\n");
   require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "a grid has at least one block");
   require(grid.x <= 2147483647 && grid.y <= 65535 && grid.z <= 65535,
