@@ -41,6 +41,10 @@ class ModelUnavailableError(PyunetsepError, OSError):
     """A registered model that is not in the cache and could not, or must not, be fetched."""
 
 
+class DataError(PyunetsepError, ValueError):
+    """Training or evaluation data that cannot be used; the message names the file or folder."""
+
+
 class DeviceError(PyunetsepError, RuntimeError):
     """A device that was asked for and cannot be used; the message says why."""
 

@@ -1,0 +1,145 @@
+"""Sources -> stems: decoded, resampled, summed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from ..audio import AudioReader, Resampler
+from ..audio.files import file_error
+from ..errors import AudioFileError, DataError
+from .tracks import Source, Track
+
+MAX_LENGTH_DIFFERENCE_S = 0.1  # codecs pad their last block; more is another recording
+# What float16 holds with all of its 11 bits; a stem with nothing above it is silent.
+SILENCE = 2.0**-14
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    source: Source
+    rate_hz: int  # of the file
+    channels: int  # of the file
+    wave: np.ndarray  # [channels, samples] as asked for, float32
+
+
+def decode_track(track: Track, sample_rate_hz: int, channels: int) -> dict[str, np.ndarray]:
+    """All stems of a track, equally long: stem -> [channels, samples], float16, full scale 1.0.
+
+    Raises:
+        DataError: a file cannot be decoded, has no samples, more than two channels, or NaN, infinity or what is such
+            in float16; a stem is silent; the files differ in sample rate or channels, or by more than
+            `MAX_LENGTH_DIFFERENCE_S`. The message names the file.
+    """
+    stems: dict[str, np.ndarray] = {}
+    first: _Decoded | None = None
+    lengths: dict[Source, int] = {}
+    for stem, sources in track.sources.items():
+        total: np.ndarray | None = None
+        for source in sources:
+            part = _decode(source, sample_rate_hz, channels)
+            first = first or part
+            _check_alike(first, part)
+            lengths[source] = part.wave.shape[1]
+            if total is None:
+                total = part.wave
+            else:
+                total = total[:, : part.wave.shape[1]]
+                total += part.wave[:, : total.shape[1]]
+        assert total is not None, f"{track.name}: no sources of {stem}"
+        with np.errstate(over="ignore"):
+            stems[stem] = total.astype(np.float16)
+        if not np.isfinite(stems[stem]).all():
+            raise DataError(f"{_listed(sources)}: louder than float16 can hold, {float(np.abs(total).max()):.3g}")
+        if float(np.abs(stems[stem]).max()) < SILENCE:
+            raise DataError(f"{_listed(sources)}: {'is' if len(sources) == 1 else 'are'} silent")
+    longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+    if lengths[longest] - lengths[shortest] > MAX_LENGTH_DIFFERENCE_S * sample_rate_hz:
+        longest_s, shortest_s = lengths[longest] / sample_rate_hz, lengths[shortest] / sample_rate_hz
+        raise DataError(f"{longest} and {shortest}: last {longest_s:.2f} s and {shortest_s:.2f} s; want equal lengths")
+    samples = lengths[shortest]
+    return {stem: np.ascontiguousarray(wave[:, :samples]) for stem, wave in stems.items()}
+
+
+def _decode(source: Source, sample_rate_hz: int, channels: int) -> _Decoded:
+    """A whole file or stream, resampled, with `channels` (1 or 2) channels."""
+    try:
+        with _opened(source) as (rate_hz, there, blocks):
+            if there > 2:
+                raise DataError(f"{source}: has {there} channels, want 1 or 2")
+            resampler = Resampler(rate_hz, sample_rate_hz, min(there, channels))
+            waves, samples = [], 0
+            for block in blocks:
+                if not np.isfinite(block).all():
+                    at_s = (samples + int(np.argmin(np.isfinite(block).all(axis=0)))) / rate_hz
+                    raise DataError(f"{source}: NaN or infinite at {at_s:.3f} s")
+                samples += block.shape[1]
+                waves.append(resampler.push(block.mean(axis=0, keepdims=True) if there > channels else block))
+            waves.append(resampler.flush())
+    except AudioFileError as error:
+        raise DataError(str(error)) from error
+    if not samples:
+        raise DataError(f"{source}: holds no samples")
+    wave = np.concatenate(waves, axis=1)
+    return _Decoded(source, rate_hz, there, wave if len(wave) == channels else np.repeat(wave, channels, axis=0))
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
+    """Sample rate, channels and waves of a source, until the context ends."""
+    if source.stream == 0:
+        with AudioReader(source.path) as reader:
+            yield reader.sample_rate_hz, reader.channels, reader.blocks(_BLOCK)
+        return
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise file_error(str(source), "several streams in a file need PyAV: pip install 'pyunetsep[av]'") from None
+    try:
+        container: Any = av.open(str(source.path))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise file_error(str(source), f"FFmpeg cannot read it ({error})") from None
+    with container:
+        if source.stream >= len(container.streams.audio):
+            raise file_error(str(source), f"there are only {len(container.streams.audio)} audio streams")
+        frames = _frames(container, container.streams.audio[source.stream], source)
+        first = next(frames, None)
+        if first is None:
+            raise file_error(str(source), "holds no sound")
+        rate_hz, wave = first
+        yield rate_hz, len(wave), chain([wave], (wave for _, wave in frames))
+
+
+def _frames(container: Any, stream: Any, source: Source) -> Iterator[tuple[int, np.ndarray]]:
+    """Sample rate and wave of each frame of a stream."""
+    import av
+
+    to_float, packets = av.AudioResampler(format="fltp"), 0
+    try:
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            for frame in [*packet.decode(), *([] if packet.size else [None])]:
+                for converted in to_float.resample(frame):
+                    yield converted.sample_rate, converted.to_ndarray()
+    except av.error.FFmpegError as error:
+        raise file_error(str(source), f"damaged ({error.strerror})") from None
+    if packets < stream.frames:
+        raise file_error(str(source), f"cut off: its header promises {stream.frames} packets, {packets} are there")
+
+
+def _check_alike(first: _Decoded, other: _Decoded) -> None:
+    pair = f"{first.source} and {other.source}"
+    if first.rate_hz != other.rate_hz:
+        raise DataError(f"{pair}: have {first.rate_hz} Hz and {other.rate_hz} Hz; stems of a song must have one rate")
+    if first.channels != other.channels:
+        raise DataError(f"{pair}: have {first.channels} and {other.channels} channels; stems of a song must agree")
+
+
+def _listed(sources: tuple[Source, ...]) -> str:
+    return ", ".join(map(str, sources))
