@@ -20,13 +20,14 @@ from ..errors import (
     PyunetsepError,
     UnknownModelError,
 )
-from . import bench, doctor, models, separate
+from . import bench, doctor, evaluate, models, separate
 from .exit_codes import INTERRUPTED, MODEL_OR_DEVICE, SOME_FAILED, USAGE
 
 DESCRIPTION = "Separates the singing voice of a song from its accompaniment."
 EPILOG = """examples:
   pyunetsep separate song.mp3                 stems/song/vocals.mp3, stems/song/accompaniment.mp3
   pyunetsep separate *.flac -o karaoke --stem accompaniment
+  pyunetsep evaluate --data musdb18hq --split test
   pyunetsep models list
   pyunetsep doctor
   pyunetsep bench
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="pyunetsep", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"pyunetsep {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (separate, models, doctor, bench):
+    for command in (separate, evaluate, models, doctor, bench):
         command.add_parser(commands)
     return top
 
