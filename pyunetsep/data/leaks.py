@@ -44,7 +44,8 @@ def shared_accompaniments(
 
         |sum_n p[n] x[k + n]| / (|p| |x[k ... k + N - 1]|)
 
-    The same recording scores near 1, even through codecs; different ones usually 0.15 to 0.35.
+    The same recording scores near 1, even through codecs; different ones usually 0.15 to 0.35. Of an accompaniment that
+    is shorter than a piece the rest counts as silence: at a quarter of its length the same recording scores 0.5.
 
     Args:
         held_out, train: recordings; those without an accompaniment do not matter.

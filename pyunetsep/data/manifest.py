@@ -77,9 +77,8 @@ def _rows(path: Path) -> Iterator[_Row]:
             table = csv.DictReader(file, strict=True)
             columns = [(name or "").strip() for name in table.fieldnames or ()]
             if missing := [name for name in ("path", "kind") if name not in columns]:
-                raise DataError(
-                    f"{path}: no column {' and none '.join(missing)}; there are {', '.join(columns) or 'none'}"
-                )
+                lacks = " and ".join(f"no column {name}" for name in missing)
+                raise DataError(f"{path}: {lacks}; there are {', '.join(columns) or 'none'}")
             table.fieldnames = columns
             for cells in table:
                 values = {name: (cells.get(name) or "").strip() for name in cells if name}

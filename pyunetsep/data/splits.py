@@ -34,11 +34,15 @@ def split_tracks(
         validation, test: patterns, as a shell's ("mir1k_*"), of names of tracks or groups.
         share: of the groups with songs; 0 for none, else at least one as long as another is left to train on.
     Raises:
+        TypeError: `validation` or `test` is a single string.
         DataError: a pattern matches nothing, or a group would be on two sides; the message names it.
         ValueError: `share` is not in [0, 1).
     """
     if not 0 <= share < 1:
         raise ValueError(f"share: got {share}, want a share from 0 up to, but not, 1")
+    for name, wanted in (("validation", validation), ("test", test)):
+        if isinstance(wanted, str):
+            raise TypeError(f"{name}: got {wanted!r}, want a list of patterns")
     tracks = list(tracks)
     sides: dict[Track, Side] = {track: track.split or "train" for track in tracks}
     asked: dict[Track, Side] = {}
@@ -64,7 +68,10 @@ def split_tracks(
 
 
 def _matches(pattern: str, tracks: list[Track]) -> list[Track]:
-    found = [track for track in tracks if fnmatchcase(track.name, pattern) or fnmatchcase(track.group, pattern)]
+    def matches(name: str) -> bool:
+        return name == pattern or fnmatchcase(name, pattern)  # "Song [live]" is a name as well as a pattern
+
+    found = [track for track in tracks if matches(track.name) or matches(track.group)]
     if not found:
         names = sorted({track.name for track in tracks} | {track.group for track in tracks})
         close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.5)
