@@ -12,8 +12,6 @@ from .exit_codes import DONE, SOME_FAILED
 
 SPLITS = ("all", "train", "validation", "test")
 METRICS = ("v4", "sdr", "nsdr", "band")
-# what messages of the Python API call the options -> what the user calls them
-FLAGS = {"equal_levels is": "--equal-levels is", "(overwrite=True) ": ""}
 
 EXAMPLES = """examples:
   pyunetsep evaluate --data musdb18hq --split test --json scores.json --plot scores.png
@@ -87,8 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    models = args.model or None
-    if models and len(set(models)) < len(models):
+    if args.model and len(set(args.model)) < len(args.model):
         args.parser.error("the same --model is given twice")
     if args.equal_levels and "nsdr" not in args.metrics:
         args.parser.error("--equal-levels is for the metric nsdr, which --metrics leaves out")
@@ -100,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import OutputExistsError
     from ..evaluation import ScoringOptions, evaluate, table
     from ..evaluation.boxplot import box_plot, check_plot
-    from ..separator import DEFAULT_MODEL
 
     if args.plot:
         check_plot(args.plot)
@@ -109,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             results = evaluate(
                 args.data,
-                models or [DEFAULT_MODEL],
+                args.model,
                 split=args.split,
                 only=args.only,
                 options=options,

@@ -18,7 +18,7 @@ import importlib.metadata
 import importlib.util
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -121,29 +121,35 @@ def decibels(energy_of: float, energy_to: float) -> float:
     return 10 * math.log10(energy_of / energy_to) if energy_of > 0 and energy_to > 0 else math.nan
 
 
-def nsdr(song: Song, estimates: Waves) -> Scores:
+def nsdr(song: Song, estimates: Waves, before: Sequence[float] | None = None) -> Scores:
     """BSS Eval v3 of a mono piece at 8192 Hz; NSDR is the estimate's SDR less the mixture's.
 
     All NaN where a stem, or an estimate, is silent: the others' interference and artifacts cannot be told apart then.
 
+    Args:
+        before: `mixture_sdr(song)`, where it is known already.
     Returns:
         {stem: {"nsdr", "sdr", "sir", "sar"}}
     Source: Vincent et al. 2006 for the decomposition; Huang et al., ISMIR 2014, for NSDR on MIR-1K.
     """
-    undefined = {stem: dict.fromkeys(("nsdr", *V3_SCORES), math.nan) for stem in song.stems}
-    if song.silent_stems or not all(estimates[stem].any() for stem in song.stems):
-        return undefined
-    references = np.concatenate([song.stems[stem] for stem in song.stems])
-    try:
-        ours = _bss_eval_v3(references, np.concatenate([estimates[stem] for stem in song.stems]))
-        before = _bss_eval_v3(references, np.concatenate([song.mixture] * len(references)))
-    except SINGULAR:
-        return undefined
-    scores: Scores = {}
-    for i, stem in enumerate(song.stems):
-        values = {"nsdr": ours[0][i] - before[0][i], **{name: ours[k][i] for k, name in enumerate(V3_SCORES)}}
-        scores[stem] = {name: float(value) if np.isfinite(value) else math.nan for name, value in values.items()}
-    return scores
+    values = np.full((len(V3_SCORES), len(song.stems)), np.nan)
+    if not song.silent_stems and all(estimates[stem].any() for stem in song.stems):
+        values = _bss_eval_v3(song, [estimates[stem] for stem in song.stems])
+    before = mixture_sdr(song) if before is None else before
+    return {
+        stem: {
+            "nsdr": float(values[0, i] - before[i]),
+            **{name: float(values[k, i]) for k, name in enumerate(V3_SCORES)},
+        }
+        for i, stem in enumerate(song.stems)
+    }
+
+
+def mixture_sdr(song: Song) -> list[float]:
+    """The SDR of BSS Eval v3 that the mixture has as an estimate of each stem; NaN where one is silent."""
+    if song.silent_stems:
+        return [math.nan] * len(song.stems)
+    return [float(value) for value in _bss_eval_v3(song, [song.mixture] * len(song.stems))[0]]
 
 
 def band(song: Song, estimates: Waves) -> Scores:
@@ -185,14 +191,17 @@ def _median(values: np.ndarray) -> float:
     return float(np.median(defined)) if defined.size else math.nan
 
 
-def _bss_eval_v3(references: np.ndarray, estimates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """SDR, SIR, SAR of [sources, samples] each, in the order given."""
+def _bss_eval_v3(song: Song, estimates: Sequence[Wave]) -> np.ndarray:
+    """SDR, SIR, SAR of each stem, [scores, stems]; estimates [1, samples] in the order of the stems."""
     separation = _mir_eval_separation()
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+    references = np.concatenate(list(song.stems.values()))
+    values = np.full((len(V3_SCORES), len(references)), np.nan)
+    with warnings.catch_warnings(), np.errstate(divide="ignore"), suppress(*SINGULAR):
         # that the module goes with 0.9 is why the extra says mir_eval<0.9
         warnings.filterwarnings("ignore", r"mir_eval\.separation\.", FutureWarning)
-        sdrs, sirs, sars, _ = separation.bss_eval_sources(references, estimates, compute_permutation=False)
-    return sdrs, sirs, sars
+        *values[:], _ = separation.bss_eval_sources(references, np.concatenate(estimates), compute_permutation=False)
+    values[~np.isfinite(values)] = np.nan
+    return values
 
 
 @functools.cache

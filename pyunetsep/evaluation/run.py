@@ -13,7 +13,7 @@ from ..song_files import StrPath
 from . import metrics
 from .estimators import Estimator, Model, load_estimator
 from .results import Results
-from .scoring import ScoringOptions, score_song
+from .scoring import Scorer, ScoringOptions
 
 if TYPE_CHECKING:
     from ..data import Track
@@ -23,7 +23,7 @@ Progress = Callable[[int, int, str], object]  # steps done, steps in all, what c
 
 def evaluate(
     data: Sequence[StrPath],
-    models: Sequence[str] = ("spleeter-2stems",),
+    models: Sequence[str] | None = None,
     *,
     split: str = "all",
     only: Sequence[str] = (),
@@ -39,7 +39,8 @@ def evaluate(
 
     Args:
         data: folders and manifests, see `pyunetsep.data.find_tracks`.
-        models: registered names, files or folders; "oracle" is the ideal ratio mask, "mixture" no separation.
+        models: registered names, files or folders; "oracle" is the ideal ratio mask, "mixture" no separation;
+            None is the default model.
         split, only: which of the songs, see `reading.find_songs`.
         options: the metrics, and how they are computed.
         device: of the models, see `pyunetsep.separate`.
@@ -55,9 +56,11 @@ def evaluate(
         OutputExistsError: `results` are of other options. ImportError: museval or mir_eval is missing.
         Each comes before any work.
     """
+    from ..separator import DEFAULT_MODEL
     from .reading import find_songs
 
     options = options or ScoringOptions()
+    models = [DEFAULT_MODEL] if models is None else models
     if isinstance(models, str) or not models or len(set(models)) < len(models):
         raise ValueError(f"models must be a list of different names, got {models!r}")
     versions = {"pyunetsep": __version__, **metrics.library_versions(options.metrics)}
@@ -102,6 +105,7 @@ def _scored(
         if not waiting:
             return
         song = read_song(track)
+        scorer = Scorer(song, options)
     except (OSError, ValueError, MemoryError) as error:
         yield "", str(error) or "out of memory"
         return
@@ -114,7 +118,7 @@ def _scored(
     for name, estimator in waiting.items():
         step.model = name
         try:
-            report: dict[str, Any] | str = {**about, **score_song(song, estimator, options, step)}
+            report: dict[str, Any] | str = {**about, **scorer.score(estimator, step)}
         except (OSError, ValueError, DeviceError) as error:
             report = f"{name}: {error}"
         except (MemoryError, OutOfMemoryError):

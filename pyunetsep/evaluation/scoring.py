@@ -1,19 +1,23 @@
-"""One song, one estimator: all scores that were asked for."""
+"""One song: all scores that were asked for, of one estimator after the other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..audio import Wave
 from . import metrics
 from .estimators import Estimator
-from .song import STEMS, Song, mono, piece_slices, resampled
+from .song import Song, mono, piece_slices, resampled
 
 Report = dict[str, Any]  # of plain JSON types
 Step = Callable[[str], object]  # is told what comes next
+
+
+WHOLE_SONG = {"v4": metrics.v4, "sdr": metrics.sdr, "band": metrics.band}
 
 
 @dataclass(frozen=True)
@@ -51,53 +55,85 @@ class ScoringOptions:
         return self.metrics != ("nsdr",) or not self.equal_levels
 
 
-def score_song(song: Song, estimator: Estimator, options: ScoringOptions, step: Step = lambda what: None) -> Report:
-    """{metric: its scores}; NaN where one is not defined."""
-    whole: Mapping[str, Wave] = {}
-    if options.whole_songs:
-        step("separating")
-        whole = estimator.estimate(song)
-    report: Report = {}
-    for name in options.metrics:
-        step(name)
-        if name == "v4":
-            report[name] = metrics.v4(song, whole)
-        elif name == "sdr":
-            report[name] = metrics.sdr(song, whole)
-        elif name == "band":
-            report[name] = metrics.band(song, whole)
-        else:
-            report[name] = [
-                {"start_s": start_s, "duration_s": piece.duration_s, **metrics.nsdr(piece, estimates)}
-                for start_s, piece, estimates in _pieces(song, estimator, whole, options)
-            ]
-    return report
+@dataclass(frozen=True)
+class Piece:
+    """Some seconds of a song, as `nsdr` scores them."""
+
+    where: slice  # in samples of what is separated: the song, or with its own levels the song at 8192 Hz
+    start_s: float
+    scored: Song  # mono, at 8192 Hz
+
+    @cached_property
+    def mixture_sdr(self) -> list[float]:
+        return metrics.mixture_sdr(self.scored)
 
 
-def _pieces(
-    song: Song, estimator: Estimator, whole: Mapping[str, Wave], options: ScoringOptions
-) -> Iterator[tuple[float, Song, Mapping[str, Wave]]]:
-    """Pieces at 8192 Hz, mono, with their estimates: (start in seconds, piece, estimates)."""
-    rate_hz = metrics.V3_RATE_HZ
+class Scorer:
+    """A song, and what all estimators' scores of it have in common."""
 
-    def at_rate(estimates: Mapping[str, Wave], from_hz: int) -> dict[str, Wave]:
-        return {stem: resampled(mono(estimates[stem]), from_hz, rate_hz) for stem in STEMS}
+    def __init__(self, song: Song, options: ScoringOptions) -> None:
+        self.song, self.options = song, options
 
-    if options.equal_levels:
-        for where in piece_slices(song.samples, song.sample_rate_hz, options.piece_s):
-            piece = song.part(where)
-            start_s = where.start / song.sample_rate_hz
-            if piece.silent_stems:  # nothing can be level with it
-                yield start_s, piece, {}
-                continue
-            piece = piece.levelled()
-            scored = piece.mono_at(rate_hz)
-            if estimator.yardstick:
-                yield start_s, scored, estimator.estimate(scored)
+    def score(self, estimator: Estimator, step: Step = lambda what: None) -> Report:
+        """{metric: its scores of this estimator}; NaN where one is not defined. A list of pieces for `nsdr`."""
+        whole: Mapping[str, Wave] = {}
+        if self.options.whole_songs:
+            step("separating")
+            whole = estimator.estimate(self.song)
+        report: Report = {}
+        for name in self.options.metrics:
+            step(name)
+            if name == "nsdr":
+                report[name] = [
+                    {
+                        "start_s": piece.start_s,
+                        "duration_s": piece.scored.duration_s,
+                        **metrics.nsdr(piece.scored, estimates, piece.mixture_sdr),
+                    }
+                    for piece, estimates in self._estimated_pieces(estimator, whole)
+                ]
             else:
-                yield start_s, scored, at_rate(estimator.estimate(piece), piece.sample_rate_hz)
-        return
-    scored = song.mono_at(rate_hz)
-    estimates = estimator.estimate(scored) if estimator.yardstick else at_rate(whole, song.sample_rate_hz)
-    for where in piece_slices(scored.samples, rate_hz, options.piece_s):
-        yield where.start / rate_hz, scored.part(where), {stem: wave[:, where] for stem, wave in estimates.items()}
+                report[name] = WHOLE_SONG[name](self.song, whole)
+        return report
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        song, rate_hz, piece_s = self.song, metrics.V3_RATE_HZ, self.options.piece_s
+        if self.options.equal_levels:
+            parts = [(where, song.part(where)) for where in piece_slices(song.samples, song.sample_rate_hz, piece_s)]
+            return [
+                Piece(
+                    where,
+                    where.start / song.sample_rate_hz,
+                    (part if part.silent_stems else part.levelled()).mono_at(rate_hz),
+                )
+                for where, part in parts
+            ]
+        scored = song.mono_at(rate_hz)
+        return [
+            Piece(where, where.start / rate_hz, scored.part(where))
+            for where in piece_slices(scored.samples, rate_hz, piece_s)
+        ]
+
+    def _estimated_pieces(
+        self, estimator: Estimator, whole: Mapping[str, Wave]
+    ) -> Iterator[tuple[Piece, Mapping[str, Wave]]]:
+        """Each piece with its estimates, mono, at 8192 Hz."""
+        song, pieces = self.song, self.pieces
+        if estimator.yardstick or self.options.equal_levels:
+            for piece in pieces:
+                if piece.scored.silent_stems:  # nothing to score, and nothing that could be levelled
+                    yield piece, {}
+                elif estimator.yardstick:
+                    yield piece, estimator.estimate(piece.scored)
+                else:
+                    heard = song.part(piece.where).levelled()
+                    yield piece, _as_scored(estimator.estimate(heard), song.sample_rate_hz)
+        else:
+            estimates = _as_scored(whole, song.sample_rate_hz)
+            for piece in pieces:
+                yield piece, {stem: wave[:, piece.where] for stem, wave in estimates.items()}
+
+
+def _as_scored(estimates: Mapping[str, Wave], sample_rate_hz: int) -> dict[str, Wave]:
+    return {stem: resampled(mono(wave), sample_rate_hz, metrics.V3_RATE_HZ) for stem, wave in estimates.items()}
