@@ -19,6 +19,8 @@ MAX_LENGTH_DIFFERENCE_S = 0.1  # codecs pad their last block; more is another re
 # What float16 holds with all of its 11 bits; a stem with nothing above it is silent.
 SILENCE = 2.0**-14
 _BLOCK = 1 << 16
+# FFmpeg also reads playlists, which open other files and addresses: only containers that hold their streams themselves.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _opened(source: Source) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
     except ModuleNotFoundError:
         raise file_error(str(source), "several streams in a file need PyAV: pip install 'pyunetsep[av]'") from None
     try:
-        container: Any = av.open(str(source.path))
+        container: Any = av.open(str(source.path), options={"format_whitelist": _CONTAINERS})
     except (av.error.FFmpegError, ValueError) as error:
         raise file_error(str(source), f"FFmpeg cannot read it ({error})") from None
     with container:

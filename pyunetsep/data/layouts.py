@@ -140,21 +140,21 @@ def _check_once(tracks: Sequence[Found]) -> None:
 
 
 def _named(found: Sequence[Found]) -> list[Track]:
-    """Unique names: as many parent folders in front as it takes."""
+    """Unique names: with the extension where one folder has both, else as many parent folders in front as it takes."""
     names = [track.name for track in found]
-    parents = [list(track.named_after.resolve().parent.parts[1:]) for track in found]
+    folders = [track.named_after.resolve().parent for track in found]
+    beside = Counter(zip(names, folders, strict=True))
+    for i, track in enumerate(found):
+        if beside[names[i], folders[i]] > 1 and track.named_after.stem == track.name:
+            names[i] = track.named_after.name
+    parents = [list(folder.parts[1:]) for folder in folders]
     while twice := {name for name, count in Counter(names).items() if count > 1}:
-        longer = list(names)
+        numbers: Counter[str] = Counter()
         for i, name in enumerate(names):
-            if name in twice and parents[i]:
-                longer[i] = f"{parents[i].pop()}/{name}"
-        if longer == names:  # one folder has both: a.wav and a.flac
-            numbers: Counter[str] = Counter()
-            for i, name in enumerate(names):
-                if name in twice:
-                    numbers[name] += 1
-                    longer[i] = f"{name} ({numbers[name]})"
-        names = longer
+            if name in twice:
+                numbers[name] += 1
+                # without parents it is the last resort
+                names[i] = f"{parents[i].pop()}/{name}" if parents[i] else f"{name} ({numbers[name]})"
     return [
         Track(name, track.sources, track.kind, track.licence, track.group or name, track.split)
         for track, name in zip(found, names, strict=True)

@@ -16,7 +16,6 @@ MANIFEST = "manifest.csv"
 
 _SPLITS: dict[str, Side] = {"": "", "train": "train", "validation": "validation", "test": "test"}
 
-
 _Value = TypeVar("_Value", bound=str)
 
 
