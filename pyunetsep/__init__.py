@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .cuda_plan import CudaPlan
     from .separator import Separator, separate
     from .song_files import FileResult
+    from .training.config import AugmentationConfig, TrainingConfig
+    from .training.run import train
     from .unet import UNet
     from .unet_plan import UNetPlan
 
@@ -36,6 +38,9 @@ _HOME = {
     "ModelConfig": "config",
     "PRESETS": "config",
     "SeparatorConfig": "config",
+    "train": "training.run",
+    "TrainingConfig": "training.config",
+    "AugmentationConfig": "training.config",
 }
 
 __all__ = [
@@ -48,8 +53,11 @@ __all__ = [
     "SpectrogramConfig",
     "UNet",
     "UNetConfig",
+    "AugmentationConfig",
+    "TrainingConfig",
     "UNetPlan",
     "separate",
+    "train",
     *errors.__all__,
 ]
 

@@ -120,7 +120,7 @@ def save_checkpoint(
     _check_values(tensors)
     document = {"format": FORMAT, "architecture": ARCHITECTURE, "config": to_dict(config), "info": to_dict(info)}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    _write_atomically(Path(path), safetensors.torch.save(tensors, {"pyunetsep": text}))
+    write_atomically(Path(path), safetensors.torch.save(tensors, {"pyunetsep": text}))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -326,7 +326,7 @@ def _blaming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with _blaming(path):
         try:

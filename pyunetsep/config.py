@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 Config = TypeVar("Config")
 
 
-class _Checked:
+class Checked:
     """A dataclass whose values are of their annotated types, however it is made."""
 
     def __post_init__(self) -> None:
@@ -28,7 +28,8 @@ class _Checked:
             object.__setattr__(self, name, value)  # a list has become a tuple, an int a float
 
 
-def _check(owner: object, field: str, low: float, high: float) -> None:
+def check_bounds(owner: object, field: str, low: float, high: float) -> None:
+    """A ValueError that names the class and the field, unless low <= value <= high."""
     value = getattr(owner, field)
     if not low <= value <= high:  # also catches NaN
         raise ValueError(f"{type(owner).__name__}.{field} must lie in {low:g} .. {high:g}, got {value!r}")
@@ -101,7 +102,7 @@ def shown(value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectrogramConfig(_Checked):
+class SpectrogramConfig(Checked):
     """The short-time Fourier transform and the band of it that the network sees.
 
     The window is a periodic Hann of `n_fft` samples. Frames are not centred: frame k starts `n_fft` samples before
@@ -116,17 +117,17 @@ class SpectrogramConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "sample_rate_hz", 1_000, 768_000)
-        _check(self, "n_fft", 16, 65_536)
-        _check(self, "hop_length", 1, self.n_fft)
-        _check(self, "first_bin", 0, self.n_fft // 2)
-        _check(self, "bins", 1, self.n_fft // 2 + 1 - self.first_bin)
+        check_bounds(self, "sample_rate_hz", 1_000, 768_000)
+        check_bounds(self, "n_fft", 16, 65_536)
+        check_bounds(self, "hop_length", 1, self.n_fft)
+        check_bounds(self, "first_bin", 0, self.n_fft // 2)
+        check_bounds(self, "bins", 1, self.n_fft // 2 + 1 - self.first_bin)
         if self.n_fft % 2:
             raise ValueError(f"SpectrogramConfig.n_fft must be even, got {self.n_fft}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(_Checked):
+class UNetConfig(Checked):
     """The shape of one U-Net: encoder and decoder blocks, how they are joined, and what ends them."""
 
     input_channels: int
@@ -144,14 +145,14 @@ class UNetConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "input_channels", 1, 64)
+        check_bounds(self, "input_channels", 1, 64)
         if not 1 <= len(self.channels) <= 10 or not all(1 <= channels <= 4096 for channels in self.channels):
             raise ValueError(f"UNetConfig.channels must be 1 to 10 numbers from 1 to 4096, got {self.channels!r}")
-        _check(self, "dropout", 0.0, 0.99)
-        _check(self, "dropout_blocks", 0, len(self.channels))
-        _check(self, "leaky_slope", 0.0, 1.0)
-        _check(self, "norm_epsilon", 1e-12, 1.0)
-        _check(self, "norm_momentum", 0.0, 1.0)
+        check_bounds(self, "dropout", 0.0, 0.99)
+        check_bounds(self, "dropout_blocks", 0, len(self.channels))
+        check_bounds(self, "leaky_slope", 0.0, 1.0)
+        check_bounds(self, "norm_epsilon", 1e-12, 1.0)
+        check_bounds(self, "norm_momentum", 0.0, 1.0)
 
     @property
     def stride(self) -> int:
@@ -160,7 +161,7 @@ class UNetConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """A trained model: one U-Net a stem, and the spectrogram they were trained on."""
 
     stems: tuple[str, ...]
@@ -180,18 +181,18 @@ class ModelConfig(_Checked):
             # stems name files and tensors
             if not (stem.isidentifier() and stem.isascii() and len(stem) <= 64):
                 raise ValueError(f"ModelConfig.stems must be plain words, got {stem!r}")
-        _check(self, "patch_frames", self.unet.stride, 65_536)
+        check_bounds(self, "patch_frames", self.unet.stride, 65_536)
         for name, size in (("patch_frames", self.patch_frames), ("spectrogram.bins", self.spectrogram.bins)):
             if size % self.unet.stride:
                 raise ValueError(f"ModelConfig.{name} must be a multiple of {self.unet.stride}, got {size}")
         if self.patch_frames * self.spectrogram.bins * self.unet.input_channels > 2**24:
             raise ValueError("ModelConfig: a patch of more than 2**24 magnitudes is not supported")
-        _check(self, "mask_power", 0.1, 10.0)
-        _check(self, "mask_epsilon", 1e-30, 1.0)
+        check_bounds(self, "mask_power", 0.1, 10.0)
+        check_bounds(self, "mask_epsilon", 1e-30, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeparatorConfig(_Checked):
+class SeparatorConfig(Checked):
     """How inference runs. The defaults aim at quality; `EXACT` reproduces the pipeline of the model's own authors."""
 
     overlap: float = 0.25  # share of a patch that is cross-faded with the next one
@@ -205,11 +206,11 @@ class SeparatorConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "overlap", 0.0, 0.5)
+        check_bounds(self, "overlap", 0.0, 0.5)
         if self.grids is not None:
-            _check(self, "grids", 1, 64)
+            check_bounds(self, "grids", 1, 64)
         if self.batch_patches is not None:
-            _check(self, "batch_patches", 1, 1024)
+            check_bounds(self, "batch_patches", 1, 1024)
 
 
 EXACT = SeparatorConfig(overlap=0.0, grids=1, additive=False, mask_extension="zeros", precision="float32")

@@ -45,6 +45,10 @@ class DataError(PyunetsepError, ValueError):
     """Training or evaluation data that cannot be used; the message names the file or folder."""
 
 
+class TrainingError(PyunetsepError, RuntimeError):
+    """Training that cannot go on; the message says what was found and what may help."""
+
+
 class DeviceError(PyunetsepError, RuntimeError):
     """A device that was asked for and cannot be used; the message says why."""
 

@@ -1,0 +1,105 @@
+"""Recordings in, batches of spectra out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..data import Recording
+from ..spectrogram import Spectrogram
+from . import augmentation
+from .config import TrainingConfig
+from .sampling import STEMS, Draw, Sampler
+
+GPU_SHARE = 0.4  # of a GPU's free memory that the recordings may take
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as the networks and losses see them, in the network's band, loudest magnitude of a patch 1 if the model
+    is normalised so."""
+
+    mixture: Tensor  # [batch, channels, bins, frames], complex
+    stems: dict[str, Tensor]  # as the mixture
+    draws: list[Draw]
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """The networks' input."""
+        return self.mixture.abs()
+
+
+class Examples:
+    """Makes any example of a run at any time; see `Sampler`."""
+
+    def __init__(self, recordings: Sequence[Recording], config: TrainingConfig, device: torch.device) -> None:
+        self.config, self.model, self.device = config, config.model, device
+        self.recordings = recordings
+        self.sampler = Sampler(recordings, config)
+        self.spectrogram = Spectrogram(self.model.spectrogram, device=device)
+        self.samples = self.spectrogram.span(self.model.patch_frames)
+        home = device if _fit(recordings, device) else torch.device("cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # they cannot be written to: nobody does
+            self.waves = [
+                {stem: torch.from_numpy(wave).to(home) for stem, wave in recording.waves.items()}
+                for recording in recordings
+            ]
+
+    def batch(self, step: int, indices: Sequence[int]) -> Batch:
+        """The examples `indices` of a step."""
+        draws = [self.sampler.draw(step, index) for index in indices]
+        band = slice(self.model.spectrogram.first_bin, self.model.spectrogram.first_bin + self.model.spectrogram.bins)
+        spectra = {}
+        for stem in STEMS:
+            spectrum, _ = self.spectrogram.analyse(self._waves(draws, stem))
+            curves = augmentation.equalisers(draws, stem, band.start, self.model.spectrogram.bins, spectrum.real)
+            spectra[stem] = (spectrum[..., band] * curves).mT
+        mixture = spectra["vocals"] + spectra["accompaniment"]
+        if self.model.normalisation != "none":
+            loudest = mixture.abs().amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            mixture = mixture / loudest
+            spectra = {stem: spectrum / loudest for stem, spectrum in spectra.items()}
+        return Batch(mixture, spectra, draws)
+
+    def _waves(self, draws: Sequence[Draw], stem: str) -> Tensor:
+        """The stem's waves as they enter the mixtures: [batch, channels, samples]."""
+        chosen = [draw.stems[stem] for draw in draws]
+        waves = torch.zeros(len(draws), self.model.unet.input_channels, self.samples, device=self.device)
+        for wave, draw in zip(waves, chosen, strict=True):
+            source = self.waves[draw.recording][stem]
+            needed = augmentation.samples_needed(self.samples, draw.speed)
+            spare = source.shape[1] - needed
+            start = int(draw.position * (abs(spare) + 1))
+            part = source[:, start : start + needed] if spare > 0 else source
+            part = part.to(self.device, torch.float32)
+            if spare < 0:
+                part = torch.nn.functional.pad(part, (start, -spare - start))
+            wave.copy_(augmentation.change_speed(part, draw.speed, self.samples))
+            if draw.swapped:
+                wave.copy_(wave.flip(0))
+        augmentation.add_rooms(waves, chosen, [draw.noise for draw in draws], self.model.spectrogram.sample_rate_hz)
+        waves = augmentation.level(waves)
+        augmentation.clip_softly(waves, chosen)
+        return waves * augmentation.gains(chosen, waves)
+
+    def describe(self, draw: Draw) -> str:
+        """Where an example comes from."""
+        parts = []
+        for stem, source in draw.stems.items():
+            recording = self.recordings[source.recording]
+            spare_s = max(0.0, recording.duration_s - self.samples / self.model.spectrogram.sample_rate_hz)
+            parts.append(f"{stem} of {recording.track.name} at {source.position * spare_s:.1f} s")
+        return ", ".join(parts)
+
+
+def _fit(recordings: Sequence[Recording], device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    size = sum(wave.nbytes for recording in recordings for wave in recording.waves.values())
+    return size < GPU_SHARE * torch.cuda.mem_get_info(device)[0]

@@ -1,0 +1,410 @@
+"""A training run from data to model: what happens in which order, and what is in the run's folder.
+
+config.toml              the configuration
+log.jsonl                losses and validation scores, one JSON object a line
+checkpoint.safetensors   the state from which the run goes on (see `state`)
+model.safetensors        the averaged weights with the best validation score so far: a model like any other
+curves.png               losses and scores over the steps
+examples/                the first validation song, separated, at each validation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import models
+from ..checkpoint import COUNTER, Checkpoint, ModelInfo, save_checkpoint
+from ..config import shown, to_dict
+from ..data import (
+    Recording,
+    Split,
+    find_tracks,
+    load_recordings,
+    permissive,
+    shared_accompaniments,
+    split_tracks,
+    without_leaks,
+)
+from ..errors import CheckpointError, DataError, OutputExistsError, TrainingError
+from ..evaluation.validation import validate
+from ..separator import Separator
+from .config import TrainingConfig, to_toml
+from .distributed import joined, local_device
+from .examples import Examples
+from .reports import Log, plot_curves, write_example
+from .state import Position, State, load_state, save_state
+from .trainer import StepReport, Trainer, learning_rate
+from .transfer import transferred
+
+LOG_EVERY = 50  # steps
+EXAMPLE_S = 20.0
+VALIDATION_S = 1200.0  # of each song's first seconds at most, and of all songs together
+CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
+
+Progress = Callable[[int, int, str], object]  # steps done, steps in all, what there is to say
+Notify = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    model: Path
+    steps: int
+    best_step: int  # -1 without validation songs
+    best_score_db: float  # mean over stems of the validation songs' NSDR
+    elapsed_s: float
+
+
+def _print_to_stderr(message: str) -> None:
+    print(f"pyunetsep: {message}", file=sys.stderr)
+
+
+def train(
+    config: TrainingConfig,
+    output: str | Path,
+    *,
+    device: torch.device,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+    notify: Notify = _print_to_stderr,
+) -> Result:
+    """Trains a model, or goes on with it.
+
+    Args:
+        output: the run's folder.
+        cache: where decoded recordings are kept (default: in the user's cache folder).
+        resume: go on with the run in `output` where it was stopped; a run that is not there begins.
+        strict: a recording that cannot be used stops the run, which otherwise names it and goes on without.
+        progress: called after each step. notify: is given lines of text.
+    Raises:
+        DataError: the data cannot be used. OutputExistsError: `output` has a run already, and not `resume`.
+        CheckpointError: that run is another one, or a model to start from does not fit.
+        TrainingError: a loss was no number any more. ValueError: options that do not go together.
+    """
+    device = local_device(device)
+    with joined(device) as group:
+        if not group.leads:
+            progress, notify = None, lambda message: None
+        folder = Path(output).expanduser()
+        state = _earlier(folder, config, resume)
+        split = _split(config)
+        if group.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+        cache = Path(cache).expanduser() if cache is not None else models.cache_dir() / "training"
+
+        # one process decodes, the others find what it made
+        for turn in (True, False):
+            if group.leads is turn:
+                recordings, validation = _recordings(config, split, cache, strict=strict, notify=notify)
+            group.wait()
+        digest = _digest(recordings)
+        if state is not None and state.data != digest:
+            raise CheckpointError(f"{folder / CHECKPOINT}: that run was on other recordings; begin another")
+        examples = Examples(recordings, config, device)
+        trainer = Trainer(config, examples, device=device, group=group, start=_start(config, examples))
+        position = Position()
+        if state is not None:
+            position = state.position
+            try:
+                trainer.load(state.tensors, position.step, position.loss_scale, position.loss_scale_steps)
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder / CHECKPOINT}: {error}") from None
+        run = _Run(config, folder, trainer, digest, validation, position, tensorboard, progress, notify)
+        return run.go()
+
+
+class _Run:
+    """Steps, and what is done between them."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        trainer: Trainer,
+        digest: str,
+        validation: Sequence[Recording],
+        position: Position,
+        tensorboard: bool,
+        progress: Progress | None,
+        notify: Notify,
+    ) -> None:
+        self.config, self.folder, self.trainer, self.digest = config, folder, trainer, digest
+        self.validation, self.position = validation, position
+        self.progress, self.notify = progress, notify
+        self.leads = trainer.group.leads
+        self.started = time.monotonic() - position.elapsed_s
+        self.pending: list[StepReport] = []  # steps whose losses were not looked at yet
+        self.said = ""
+        self.log: Log | None = None
+        self.board = _board(folder) if tensorboard and self.leads else None
+        if self.leads:
+            (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+            self.log = Log(folder / "log.jsonl", trainer.done)
+
+    def go(self) -> Result:
+        config, trainer = self.config, self.trainer
+        while trainer.done < config.steps:
+            self.pending.append(trainer.step())
+            step = trainer.done
+            last = step == config.steps
+            if last or step % LOG_EVERY == 0:
+                self._look()
+            if last or step % config.validate_every == 0:
+                self._validate()
+            if last or step % config.save_every == 0:
+                self._look()  # nothing that is no number gets into a checkpoint
+                self._save()
+            if self.progress is not None:
+                self.progress(step, config.steps, self.said)
+        if self.board is not None:
+            self.board.close()
+        position = self.position
+        return Result(self.folder / MODEL, trainer.done, position.best_step, position.best_score_db, self._elapsed_s())
+
+    def _look(self) -> None:
+        """Waits for the losses since the last time, and writes them down."""
+        if not self.pending:
+            return
+        losses = torch.stack([report.losses for report in self.pending]).cpu()
+        norms = torch.stack([report.gradient_norms for report in self.pending]).cpu()
+        first = self.trainer.done - len(self.pending)
+        self.pending = []
+        if not losses.isfinite().all():
+            wrong = int((~losses.isfinite()).any(1).nonzero()[0])
+            self._give_up(first + wrong, losses[wrong])
+        stems = list(self.trainer.networks)
+        mean = dict(zip(stems, losses.mean(0).tolist(), strict=True))
+        self.said = ", ".join(f"{stem} {loss:.5f}" for stem, loss in mean.items())
+        self._record(
+            loss=mean,
+            gradient_norm=dict(zip(stems, norms.mean(0).tolist(), strict=True)),
+            learning_rate=learning_rate(self.config, self.trainer.done - 1),
+        )
+
+    def _give_up(self, step: int, losses: Tensor) -> None:
+        """A loss is no number: says of what."""
+        examples = self.trainer.examples
+        indices = self.trainer.group.share(self.config.batch)
+        batch = examples.batch(step, indices)
+        report = self.folder / f"not-a-number-{step}-{self.trainer.group.rank}.json"
+        entries = [
+            {
+                "index": draw.index,
+                "sources": examples.describe(draw),
+                "finite": bool(mixture.isfinite().all()),
+                "largest_magnitude": float(mixture.abs().max()),
+                "drawn": {stem: dataclasses.asdict(drawn) for stem, drawn in draw.stems.items()},
+            }
+            for draw, mixture in zip(batch.draws, batch.mixture, strict=True)
+        ]
+        values = {"step": step, "losses": [str(loss) for loss in losses.tolist()], "examples": entries}
+        report.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        raise TrainingError(
+            f"{self.folder}: the loss of step {step} is not a number; {report} has its examples. The checkpoint is "
+            "that of a step before: a smaller learning_rate, clip_norm = 1 or precision = 'float32' may help"
+        )
+
+    def _validate(self) -> None:
+        """Scores the averaged networks on the validation songs, and keeps the best."""
+        step, config = self.trainer.done, self.config
+        if self.leads:
+            checkpoint = self.trainer.checkpoint(self._info())
+            if self.validation:
+                separator = Separator(checkpoint, device=self.trainer.device)
+                rate_hz = config.model.spectrogram.sample_rate_hz
+                scores = validate(separator, _waves(self.validation, rate_hz), rate_hz)
+                score = float(np.mean(list(scores.values())))
+                self._record(nsdr_db=scores)
+                if self.position.best_step < 0 or score > self.position.best_score_db:
+                    self.position = dataclasses.replace(self.position, best_step=step, best_score_db=score)
+                    self._save_model(checkpoint)
+                mixture = next(_mixtures(self.validation, rate_hz))
+                write_example(separator, mixture, self.folder / "examples" / f"step-{step:07d}")
+            else:
+                self._save_model(checkpoint)
+            self._draw()
+        self.trainer.group.wait()
+
+    def _draw(self) -> None:
+        assert self.log is not None
+        try:
+            plot_curves(self.log.events, self.folder / "curves.png")
+        except ImportError:
+            if self.position.best_step == self.trainer.done:
+                self.notify("no curves.png without matplotlib: pip install 'pyunetsep[plot]'")
+
+    def _save_model(self, checkpoint: Checkpoint) -> None:
+        states = {stem: _halved(network.state_dict()) for stem, network in checkpoint.networks.items()}
+        save_checkpoint(self.folder / MODEL, checkpoint.config, states, checkpoint.info)
+
+    def _save(self) -> None:
+        self.position = dataclasses.replace(
+            self.position,
+            step=self.trainer.done,
+            elapsed_s=self._elapsed_s(),
+            **self.trainer.loss_scale(),
+        )
+        if self.leads:
+            state = State(self.config, self.digest, self.position, self.trainer.tensors())
+            save_state(self.folder / CHECKPOINT, state)
+        self.trainer.group.wait()
+
+    def _record(self, **event: object) -> None:
+        if self.log is not None:
+            self.log.write(step=self.trainer.done, elapsed_s=round(self._elapsed_s(), 1), **event)
+        if self.board is not None:
+            for name, value in event.items():
+                values = value if isinstance(value, dict) else {"all": value}
+                for key, number in values.items():
+                    self.board.add_scalar(f"{name}/{key}", number, self.trainer.done)
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def _info(self) -> ModelInfo:
+        config = self.config
+        data = "only data that allows commercial use" if config.licence == "permissive" else "see those of the data"
+        return ModelInfo(
+            name=self.folder.resolve().name,
+            licence=f"not stated ({data})",
+            training_data=shown_list(sorted({recording.track.name for recording in self.trainer.examples.recordings})),
+            source=f"trained with pyunetsep: preset {config.preset}, seed {config.seed}, step {self.trainer.done} of "
+            f"{config.steps}, batch {config.batch}",
+            source_sha256="",
+        )
+
+
+def shown_list(names: Sequence[str], limit: int = 900) -> str:
+    """Names as text that is not longer than `limit`."""
+    text = f"{len(names)} recordings: {', '.join(names)}"
+    return text if len(text) <= limit else text[: limit - 3].rsplit(", ", 1)[0] + ", ..."
+
+
+def _earlier(folder: Path, config: TrainingConfig, resume: bool) -> State | None:
+    """The state of the run in the folder, if there is one, and it is this one."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    if not resume:
+        raise OutputExistsError(f"{folder}: has a run already; --resume goes on with it, or choose another --output")
+    state = load_state(path)
+    if state.config != config:
+        old, new = to_dict(state.config), to_dict(config)
+        differing = [f"{key} was {shown(old[key])}, is {shown(new[key])}" for key in old if old[key] != new[key]]
+        raise CheckpointError(f"{path}: that run has another configuration: {'; '.join(differing)}")
+    return state
+
+
+def _split(config: TrainingConfig) -> Split:
+    if not config.data:
+        raise DataError("data: name a folder of stems, a MUSDB18 folder or a CSV manifest (--data)")
+    split = split_tracks(find_tracks(config.data), validation=config.validation, test=config.test)
+    if config.licence == "permissive":  # of what is learnt from; what is held out only measures
+        split = dataclasses.replace(split, train=tuple(permissive(split.train)))
+        if not split.train:
+            raise DataError("data: no recording states a licence that is known to allow commercial use")
+    return split
+
+
+def _recordings(
+    config: TrainingConfig, split: Split, cache: Path, *, strict: bool, notify: Notify
+) -> tuple[list[Recording], list[Recording]]:
+    """Recordings to train on, and songs to validate on; no accompaniment is in both, or in both of train and test."""
+
+    def load(tracks: Sequence[object]) -> list[Recording]:
+        model = config.model
+        return load_recordings(
+            tracks,  # type: ignore[arg-type]
+            sample_rate_hz=model.spectrogram.sample_rate_hz,
+            channels=model.unet.input_channels,
+            cache=cache,
+            strict=strict,
+            notify=notify,
+        )
+
+    if not split.train:
+        raise DataError("data: nothing is left to train on, all is held out")
+    recordings = load(split.train)
+    songs = {
+        side: load([track for track in tracks if track.kind == "song"]) if tracks else []
+        for side, tracks in (("validation", split.validation), ("test", split.test))
+    }
+    leaks = shared_accompaniments([*songs["validation"], *songs["test"]], recordings)
+    for train_track, held_out, score in leaks:
+        notify(f"{train_track} shares its accompaniment with {held_out} ({score:.2f}): trained without it")
+    recordings = without_leaks(recordings, leaks)
+    duration_min = sum(recording.duration_s for recording in recordings) / 60
+    notify(
+        f"{len(recordings)} recordings of {duration_min:.0f} min to train on, {len(songs['validation'])} songs to "
+        f"validate on, {len(songs['test'])} held out"
+    )
+    return recordings, songs["validation"]
+
+
+def _start(config: TrainingConfig, examples: Examples) -> Checkpoint | None:
+    """The model to start from, if there is one."""
+    if config.init:
+        return models.load(config.init)
+    if not config.transfer:
+        return None
+    source = models.load(config.transfer)
+    count = min(16, config.batch)
+    networks = {
+        stem: transferred(source.networks[stem], config.model, examples.batch(0, range(count)))
+        for stem in config.model.stems
+    }
+    return Checkpoint(config.model, source.info, networks)
+
+
+def _digest(recordings: Sequence[Recording]) -> str:
+    """Of what examples are drawn from: names, kinds and lengths."""
+    digest = hashlib.sha256()
+    for recording in recordings:
+        stems = sorted(recording.waves)
+        digest.update(f"{recording.track.name}\n{recording.track.kind}\n{stems}\n{recording.samples}\n".encode())
+    return digest.hexdigest()
+
+
+def _waves(songs: Sequence[Recording], rate_hz: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The beginnings of validation songs, as many seconds of each as there is time for."""
+    samples = round(VALIDATION_S / len(songs) * rate_hz)
+    for song in songs:
+        yield (
+            np.asarray(song.waves["vocals"][:, :samples], np.float32),
+            np.asarray(song.waves["accompaniment"][:, :samples], np.float32),
+        )
+
+
+def _mixtures(songs: Sequence[Recording], rate_hz: int) -> Iterator[np.ndarray]:
+    for vocals, accompaniment in _waves(songs, rate_hz):
+        yield (vocals + accompaniment)[:, : round(EXAMPLE_S * rate_hz)]
+
+
+def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in float16, of half the size; norms, whose variances may be tiny or huge, stay as they are."""
+    return {
+        key: tensor.half() if tensor.ndim == 4 else tensor for key, tensor in state.items() if not key.endswith(COUNTER)
+    }
+
+
+def _board(folder: Path):  # type: ignore[no-untyped-def]
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("--tensorboard needs tensorboard: pip install 'pyunetsep[tensorboard]'") from error
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,232 @@
+"""Networks, their averages and their optimiser: one step after the other. Knows no files."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import COUNTER, Checkpoint, ModelInfo
+from ..errors import CheckpointError
+from ..unet import UNet
+from .config import TrainingConfig
+from .distributed import Group
+from .dropout import SeededDropout, seed_dropout, set_seeds
+from .examples import Batch, Examples
+from .losses import LOSSES
+from .norm import synchronise_norms
+from .sampling import STEPS_SHIFT
+
+FINAL_RATE = 0.01  # of the largest learning rate
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step says of itself; tensors, so that a GPU need not be waited for."""
+
+    losses: Tensor  # [stems], means over the batch of all processes
+    gradient_norms: Tensor  # [stems]
+
+
+class Trainer:
+    """The stems' networks in training, side by side on the same examples."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        examples: Examples,
+        *,
+        device: torch.device,
+        group: Group | None = None,
+        start: Checkpoint | None = None,
+    ) -> None:
+        """`start` is the model to start from.
+
+        Raises:
+            CheckpointError: that model has another architecture. ValueError: options that do not go together.
+        """
+        group = group or Group()
+        if config.batch % group.size:
+            raise ValueError(f"batch must be a multiple of the {group.size} processes, got {config.batch}")
+        if config.precision == "float16" and device.type != "cuda":
+            raise ValueError("precision float16 trains on a GPU only; a CPU has float32 and bfloat16")
+        self.config, self.examples, self.device, self.group = config, examples, device, group
+        self.networks = _fresh_networks(config) if start is None else _started(config, start)
+        self.layers: dict[str, list[SeededDropout]] = {}
+        self.averages: dict[str, UNet] = {}
+        self.trained: dict[str, nn.Module] = {}  # what is called: the network, perhaps compiled and distributed
+        for stem, network in self.networks.items():
+            network.requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if config.freeze_all_but:
+                network.freeze(all_but=config.freeze_all_but)
+            self.averages[stem] = copy.deepcopy(network).eval().requires_grad_(False)
+            self.layers[stem] = seed_dropout(network.train())
+            self.trained[stem] = self._wrapped(network)
+        self.parameters = {
+            f"{stem}.{name}": parameter
+            for stem, network in self.networks.items()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+        self.optimiser = torch.optim.AdamW(
+            list(self.parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.done = 0  # steps
+
+    def step(self) -> StepReport:
+        """One step of the optimiser on one batch."""
+        config = self.config
+        batch = self.examples.batch(self.done, self.group.share(config.batch))
+        seeds = self._seeds(batch)
+        losses = []
+        for stem, network in self.trained.items():
+            set_seeds(self.layers[stem], seeds + len(losses))
+            loss = LOSSES[config.loss](self._mask(network, batch.magnitude), batch, stem)
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        self.scaler.unscale_(self.optimiser)
+        norms = [
+            nn.utils.clip_grad_norm_(
+                [parameter for parameter in network.parameters() if parameter.grad is not None],
+                config.clip_norm or math.inf,
+            )
+            for network in self.networks.values()
+        ]
+        for options in self.optimiser.param_groups:
+            options["lr"] = learning_rate(config, self.done)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.done += 1
+        self._average()
+        return StepReport(self.group.mean(torch.stack(losses)), torch.stack(norms).detach())
+
+    def checkpoint(self, info: ModelInfo) -> Checkpoint:
+        """The averaged networks as a model, on the CPU."""
+        networks = {stem: copy.deepcopy(network).to("cpu") for stem, network in self.averages.items()}
+        return Checkpoint(self.config.model, info, networks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a run must remember, by name; see `load`."""
+        tensors: dict[str, Tensor] = {}
+        for kind, networks in (("network", self.networks), ("average", self.averages)):
+            for stem, network in networks.items():
+                state = network.state_dict()
+                tensors |= {f"{kind}.{stem}.{key}": value for key, value in state.items() if not key.endswith(COUNTER)}
+        for name, parameter in self.parameters.items():
+            moments = self.optimiser.state.get(parameter, {})
+            tensors |= {f"optimiser.{name}.{moment}": value for moment, value in moments.items()}
+        return tensors
+
+    def load(
+        self, tensors: Mapping[str, Tensor], step: int, loss_scale: float = 0.0, loss_scale_steps: int = 0
+    ) -> None:
+        """Goes on where `tensors` and `loss_scale` were taken, after so many steps.
+
+        Raises:
+            CheckpointError: they are those of other networks.
+        """
+        own = self.tensors()
+        rest = dict(tensors)
+        for name, tensor in own.items():
+            if name not in rest or rest[name].shape != tensor.shape:
+                raise CheckpointError(f"it does not fit the networks: {name} should be {list(tensor.shape)}")
+            with torch.no_grad():
+                tensor.copy_(rest.pop(name))
+        for name, parameter in self.parameters.items():
+            moments = {
+                moment: rest.pop(f"optimiser.{name}.{moment}", None) for moment in ("step", "exp_avg", "exp_avg_sq")
+            }
+            if step and any(value is None for value in moments.values()):
+                raise CheckpointError(f"it has not the optimiser's moments of {name}")
+            if step:
+                layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
+                self.optimiser.state[parameter] = {
+                    moment: value.to(self.device, memory_format=layout if value.ndim else torch.preserve_format)
+                    for moment, value in moments.items()
+                    if value is not None
+                }
+        if rest:
+            raise CheckpointError(f"it has more than the networks: {next(iter(rest))}")
+        if self.scaler.is_enabled():
+            scale = {"scale": loss_scale, "_growth_tracker": loss_scale_steps}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **scale})
+        self.done = step
+
+    def loss_scale(self) -> dict[str, float]:
+        """The state of float16's loss scale."""
+        state = self.scaler.state_dict()
+        return {"loss_scale": float(state.get("scale", 0.0)), "loss_scale_steps": int(state.get("_growth_tracker", 0))}
+
+    def _mask(self, network: nn.Module, magnitude: Tensor) -> Tensor:
+        dtype = DTYPES[self.config.precision]
+        context = torch.autocast(self.device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+        with context:
+            mask: Tensor = network(magnitude.contiguous(memory_format=torch.channels_last))
+        return mask.float()
+
+    def _seeds(self, batch: Batch) -> Tensor:
+        seeds = [(self.config.seed << 44) ^ (draw.step << STEPS_SHIFT) ^ draw.index for draw in batch.draws]
+        return torch.tensor([seed & (2**62 - 1) for seed in seeds], device=self.device)
+
+    def _wrapped(self, network: UNet) -> nn.Module:
+        wrapped: nn.Module = network
+        if self.group.size > 1:
+            if self.device.type == "cuda":
+                wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            else:
+                synchronise_norms(network)
+            devices = [self.device] if self.device.type == "cuda" else None
+            wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=devices, broadcast_buffers=False)
+        return torch.compile(wrapped) if self.config.compile else wrapped  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # the first steps' weights should not weigh on the average for long
+        share = 1.0 - min(self.config.average_decay, self.done / (self.done + 9))
+        for stem, average in self.averages.items():
+            network = self.networks[stem]
+            pairs = [*zip(average.parameters(), network.parameters(), strict=True)]
+            pairs += [
+                (mine, theirs)
+                for mine, theirs in zip(average.buffers(), network.buffers(), strict=True)
+                if mine.is_floating_point()
+            ]
+            torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], share)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """A linear rise, then a cosine down to `FINAL_RATE`."""
+    rise = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / config.steps)))
+    return config.learning_rate * rise * (FINAL_RATE + (1.0 - FINAL_RATE) * fall)
+
+
+def _fresh_networks(config: TrainingConfig) -> dict[str, UNet]:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return {stem: UNet(config.model.unet) for stem in config.model.stems}
+
+
+def _started(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
+    """Copies of a model's networks, those that are trained."""
+    wanted, given = config.model, start.config
+    missing = [stem for stem in wanted.stems if stem not in given.stems]
+    if missing:
+        raise CheckpointError(
+            f"{start.info.name}: has no network for {', '.join(missing)}, only for {', '.join(given.stems)}"
+        )
+    for part in ("unet", "spectrogram", "normalisation"):
+        if getattr(given, part) != getattr(wanted, part):
+            raise CheckpointError(
+                f"{start.info.name}: is a model of another architecture than the preset {config.preset}: its {part} is "
+                f"{getattr(given, part)}, not {getattr(wanted, part)}"
+            )
+    return {stem: copy.deepcopy(start.networks[stem]) for stem in wanted.stems}
