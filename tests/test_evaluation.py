@@ -117,7 +117,13 @@ def test_v4_of_silence():
     scores = metrics.v4(target, estimates)
     for stem in target.stems:
         assert (scores[stem]["frames"], scores[stem]["undefined_frames"]) == (3, 1)
-        assert scores[stem]["sdr"] > 0
+        assert scores[stem]["sdr"] == scores[stem]["heard_sdr"] > 0
+        assert scores[stem]["heard_frames"] == 2
+    target.stems["vocals"][:, :RATE_HZ] = 1e-5 * noise(2, RATE_HZ)  # what a codec makes of it
+    hissing = metrics.v4(Song(target.stems, RATE_HZ), estimates)
+    assert (hissing["vocals"]["undefined_frames"], hissing["vocals"]["heard_frames"]) == (0, 2)
+    assert hissing["vocals"]["heard_sdr"] > hissing["vocals"]["sdr"]
+    target = Song(target.stems, RATE_HZ)
     target.stems["vocals"][:] = 0  # museval itself raises an error
     scores = metrics.v4(target, estimates)
     assert math.isnan(scores["accompaniment"]["sdr"])
@@ -213,7 +219,8 @@ def test_aggregates_by_hand():
         return {"start_s": 0.0, "duration_s": seconds, "vocals": scores, "accompaniment": scores}
 
     def frames(value):
-        scores = {"sdr": value, "isr": 1.0, "sir": 2.0, "sar": 3.0, "frames": 4, "undefined_frames": 1}
+        scores = {"sdr": value, "isr": 1.0, "sir": 2.0, "sar": 3.0, "heard_sdr": value}
+        scores |= {"frames": 4, "undefined_frames": 1, "heard_frames": 2}
         return dict.fromkeys(("vocals", "accompaniment"), scores)
 
     songs = [
@@ -228,6 +235,7 @@ def test_aggregates_by_hand():
     assert math.isnan(nsdr["gsar"])
     assert (nsdr["pieces"], nsdr["undefined_pieces"]) == (3, 1)
     assert (v4["sdr"], v4["songs"], v4["undefined_songs"], v4["frames"], v4["undefined_frames"]) == (3.0, 3, 1, 12, 3)
+    assert (v4["heard_sdr"], v4["heard_frames"]) == (3.0, 6)
     assert math.isnan(aggregates([], ["nsdr"])["nsdr"]["vocals"]["gnsdr"])
 
 

@@ -22,7 +22,8 @@ EXAMPLES = """examples:
       as MIR-1K is used: vocals and accompaniment at 0 dB, NSDR at 8192 Hz, pieces of 10 s
 
 metrics, all in dB; silent stems, for which one is not defined, are left out and counted:
-  v4    BSS Eval v4 as museval computes it: SDR, SIR, ISR, SAR; median over frames of 1 s, then over songs
+  v4    BSS Eval v4 as museval computes it: SDR, SIR, ISR, SAR; median over frames of 1 s, then over songs.
+        'SDR heard' leaves out frames with a stem 60 dB below the mixture: what lossy files have for silence
   sdr   SDR over whole songs, as the MDX and SDX challenges define it
   nsdr  BSS Eval v3 as mir_eval computes it, on 8192 Hz mono: NSDR = SDR less the mixture's, GNSDR, GSIR, GSAR
         its means weighted by length
@@ -30,7 +31,7 @@ metrics, all in dB; silent stems, for which one is not defined, are left out and
 
 Models are separated as `pyunetsep separate` does it. 'oracle' is the ideal ratio mask, |V|^2 / (|V|^2 + |A|^2) on
 frames of 4096 samples every 1024 (1024 every 256 at rates up to 16 kHz, nsdr's among them); 'mixture' is the song as it
-is. v4 takes about a minute for a minute of stereo; it and nsdr need: pip install 'pyunetsep[evaluate]'
+is. v4 takes minutes and gigabytes for a long song; it and nsdr need: pip install 'pyunetsep[evaluate]'
 """
 
 

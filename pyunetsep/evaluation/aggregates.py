@@ -29,10 +29,9 @@ def box_values(songs: Sequence[dict[str, Any]], metric: str, stem: str) -> np.nd
 def _v4(songs: list[Any], stem: str) -> dict[str, Any]:
     rows = _stem_rows(songs, stem)
     return {
-        **{name: _of(np.median, _defined(row[name] for row in rows)) for name in V4_SCORES},
+        **{name: _of(np.median, _defined(row[name] for row in rows)) for name in (*V4_SCORES, "heard_sdr")},
         **_counts(row["sdr"] for row in rows),
-        "frames": sum(row["frames"] for row in rows),
-        "undefined_frames": sum(row["undefined_frames"] for row in rows),
+        **{name: sum(row[name] for row in rows) for name in ("frames", "undefined_frames", "heard_frames")},
     }
 
 
@@ -46,7 +45,7 @@ def _sdr(songs: list[Any], stem: str) -> dict[str, Any]:
 
 
 def _nsdr(songs: list[Any], stem: str) -> dict[str, Any]:
-    """GNSDR, GSIR, GSAR are means over pieces weighted by length. Source: Huang et al., ISMIR 2014, section 4.2."""
+    """GNSDR, GSIR, GSAR are means over pieces weighted by length. Source: Huang et al., ISMIR 2014."""
     pieces = [piece for song in songs for piece in song]
     seconds = np.array([piece["duration_s"] for piece in pieces], float)
 

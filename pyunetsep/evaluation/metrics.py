@@ -33,7 +33,8 @@ Waves = Mapping[str, Wave]
 Scores = dict[str, dict[str, float]]  # stem -> name of the score -> dB
 
 METRICS = {  # in full, for whoever reads a table
-    "v4": "BSS Eval v4 (museval): 1 s frames at the song's rate; median over frames, median over songs",
+    "v4": "BSS Eval v4 (museval), 1 s frames at the song's rate: median over frames, median over songs; 'SDR heard' is "
+    "that of frames in which no stem is 60 dB below the mixture",
     "sdr": "SDR over whole songs (MDX/SDX challenges), at the song's rate; mean and median over songs",
     "nsdr": "BSS Eval v3 (mir_eval), 8192 Hz mono, in pieces: SDR less the mixture's; G.. are means weighted by length",
     "band": "energy-ratio SDR less the mixture's, mono: below 4096 Hz, above, full band; mean and median over songs",
@@ -72,10 +73,12 @@ def v4(song: Song, estimates: Waves) -> Scores:
     """Median over frames of 1 s of BSS Eval v4, and how many frames there are.
 
     As `museval.evaluate` and its `TrackStore` do it: one filter of 512 taps a song, frames in which any reference or
-    estimate is all zeros left out for all stems, infinite scores left out.
+    estimate is all zeros left out for all stems, infinite scores left out. Files that were encoded with loss have no
+    zeros, and their pauses ruin the median: "heard_sdr" is that of the frames in which no stem is silent to
+    `Song.silent_stems`.
 
     Returns:
-        {stem: {"sdr", "isr", "sir", "sar", "frames", "undefined_frames"}}; the last counts frames without an SDR.
+        {stem: {"sdr", "isr", "sir", "sar", "heard_sdr", "frames", "undefined_frames", "heard_frames"}}
     Source: Stöter, Liutkus, Ito: The 2018 Signal Separation Evaluation Campaign, LVA/ICA 2018.
     """
     bss, references, rate_hz = _museval_metrics(), song.stems, song.sample_rate_hz
@@ -89,17 +92,24 @@ def v4(song: Song, estimates: Waves) -> Scores:
                 framewise_filters=False, bsseval_sources_version=False,
             )  # fmt: skip
         scores[~np.isfinite(scores)] = np.nan
-    made: Scores = {}
-    for i, stem in enumerate(references):
-        made[stem] = {name: _median(scores[k, i]) for k, name in enumerate(V4_SCORES)}
-        made[stem] |= {"frames": scores.shape[2], "undefined_frames": int(np.isnan(scores[0, i]).sum())}
-    return made
+    starts = range(0, scores.shape[2] * rate_hz, rate_hz)
+    heard = np.array([not song.part(slice(start, start + rate_hz)).silent_stems for start in starts])
+    return {
+        stem: {
+            **{name: _median(scores[k, i]) for k, name in enumerate(V4_SCORES)},
+            "heard_sdr": _median(scores[0, i, heard]),
+            "frames": len(heard),
+            "undefined_frames": int(np.isnan(scores[0, i]).sum()),
+            "heard_frames": int(heard.sum()),
+        }
+        for i, stem in enumerate(references)
+    }
 
 
 def sdr(song: Song, estimates: Waves) -> Scores:
     """10 log10((sum s^2 + eps) / (sum (s - e)^2 + eps)) over all samples and channels; NaN for a silent stem.
 
-    Source: Mitsufuji et al., Music Demixing Challenge 2021, Frontiers in Signal Processing 2022, equation 1.
+    Source: Mitsufuji et al., Music Demixing Challenge 2021, Frontiers in Signal Processing 2022.
     """
     return {
         stem: {

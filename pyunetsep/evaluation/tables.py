@@ -9,7 +9,7 @@ from .metrics import BANDS
 from .song import STEMS
 
 COLUMNS = {  # metric -> heading -> key of the aggregates
-    "v4": {"SDR": "sdr", "SIR": "sir", "ISR": "isr", "SAR": "sar"},
+    "v4": {"SDR": "sdr", "SIR": "sir", "ISR": "isr", "SAR": "sar", "SDR heard": "heard_sdr"},
     "sdr": {"mean SDR": "mean", "median": "median"},
     "nsdr": {"GNSDR": "gnsdr", "GSIR": "gsir", "GSAR": "gsar", "mean NSDR": "nsdr_mean", "median": "nsdr_median"},
     "band": {f"{band} {how}": f"{band}_{how}" for band in BANDS for how in ("mean", "median")},
@@ -50,4 +50,5 @@ def _scored(row: dict[str, Any]) -> str:
 
     if "low_songs" in row:
         return ", ".join(share("songs", f"{band}_") for band in BANDS) + " songs"
-    return ", ".join(f"{share(what)} {what}" for what in ("songs", "pieces", "frames") if what in row)
+    shares = [f"{share(what)} {what}" for what in ("songs", "pieces", "frames") if what in row]
+    return ", ".join(shares) + (f", {row['heard_frames']} heard" if "heard_frames" in row else "")
