@@ -6,6 +6,8 @@ the variants are those of Hennequin et al., "Spleeter", JOSS 2020.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,7 +69,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, *, norm: bool = True) -> None:
         super().__init__()
         self.conv = DownConv(in_channels, out_channels, config.alignment)
-        self.norm = _norm(out_channels, config) if norm else None
+        self.norm: nn.BatchNorm2d | None = _norm(out_channels, config) if norm else None
         self.leaky_slope = config.leaky_slope
         self.raw_skip = config.skips == "raw"
 
@@ -93,9 +95,9 @@ class DecoderBlock(nn.Module):
             self.conv = UpConv(in_channels, out_channels, config.alignment)
         else:
             self.conv = NearestConv(in_channels, out_channels)
-        self.norm = _norm(out_channels, config) if norm else None
+        self.norm: nn.BatchNorm2d | None = _norm(out_channels, config) if norm else None
         self.norm_first = config.decoder_order == "norm-activation"
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, in_channels, bins, frames] -> [batch, out_channels, 2 * bins, 2 * frames]."""
@@ -190,6 +192,16 @@ class UNet(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.parameters()).dtype
+
+    @property
+    def encoder_blocks(self) -> list[EncoderBlock]:
+        """From the input to the bottleneck."""
+        return cast("list[EncoderBlock]", list(self.encoder))
+
+    @property
+    def decoder_blocks(self) -> list[DecoderBlock]:
+        """From the bottleneck to the output."""
+        return cast("list[DecoderBlock]", list(self.decoder))
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -39,10 +39,10 @@ def _mixed(number: Tensor, shift: int, factor: int) -> Tensor:
 def seed_dropout(network: UNet) -> list[SeededDropout]:
     """Puts seeded dropout in the place of the network's own; returns the layers, from the input to the output."""
     layers = []
-    for block in network.decoder:
-        if block.dropout.p > 0:
-            block.dropout = SeededDropout(block.dropout.p)
-            layers.append(block.dropout)
+    for block in network.decoder_blocks:
+        if isinstance(block.dropout, nn.Dropout) and block.dropout.p > 0:
+            layers.append(SeededDropout(block.dropout.p))
+            block.dropout = layers[-1]
     return layers
 
 

@@ -62,7 +62,6 @@ class _GlobalNorm(torch.autograd.Function):
 
 def synchronise_norms(network: UNet) -> None:
     """Puts global batch norms in the place of the network's own, which keep their parameters and statistics."""
-    for block in [*network.encoder, *network.decoder]:
+    for block in [*network.encoder_blocks, *network.decoder_blocks]:
         if block.norm is not None:
-            assert type(block.norm) is nn.BatchNorm2d
             block.norm.__class__ = GlobalBatchNorm

@@ -253,11 +253,13 @@ class _Run:
         save_checkpoint(self.folder / MODEL, checkpoint.config, states, checkpoint.info)
 
     def _save(self) -> None:
+        scale, steps = self.trainer.loss_scale()
         self.position = dataclasses.replace(
             self.position,
             step=self.trainer.done,
             elapsed_s=self._elapsed_s(),
-            **self.trainer.loss_scale(),
+            loss_scale=scale,
+            loss_scale_steps=steps,
         )
         if self.leads:
             state = State(self.config, self.digest, self.position, self.trainer.tensors())

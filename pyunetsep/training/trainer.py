@@ -85,7 +85,7 @@ class Trainer:
         config = self.config
         batch = self.examples.batch(self.done, self.group.share(config.batch))
         seeds = self._seeds(batch)
-        losses = []
+        losses: list[Tensor] = []
         for stem, network in self.trained.items():
             set_seeds(self.layers[stem], seeds + len(losses))
             loss = LOSSES[config.loss](self._mask(network, batch.magnitude), batch, stem)
@@ -160,10 +160,10 @@ class Trainer:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **scale})
         self.done = step
 
-    def loss_scale(self) -> dict[str, float]:
-        """The state of float16's loss scale."""
+    def loss_scale(self) -> tuple[float, int]:
+        """float16's, and for how many steps it held; 0 with other types."""
         state = self.scaler.state_dict()
-        return {"loss_scale": float(state.get("scale", 0.0)), "loss_scale_steps": int(state.get("_growth_tracker", 0))}
+        return float(state.get("scale", 0.0)), int(state.get("_growth_tracker", 0))
 
     def _mask(self, network: nn.Module, magnitude: Tensor) -> Tensor:
         dtype = DTYPES[self.config.precision]
@@ -193,7 +193,7 @@ class Trainer:
         share = 1.0 - min(self.config.average_decay, self.done / (self.done + 9))
         for stem, average in self.averages.items():
             network = self.networks[stem]
-            pairs = [*zip(average.parameters(), network.parameters(), strict=True)]
+            pairs: list[tuple[Tensor, Tensor]] = [*zip(average.parameters(), network.parameters(), strict=True)]
             pairs += [
                 (mine, theirs)
                 for mine, theirs in zip(average.buffers(), network.buffers(), strict=True)

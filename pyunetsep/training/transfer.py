@@ -53,40 +53,46 @@ def transferred(source: UNet, model: ModelConfig, batch: Batch) -> UNet:
         raise CheckpointError("a transfer goes from Spleeter's variant of the network to the paper's")
     network = UNet(ours)
     skips = []
-    for mine, other in zip(network.encoder, source.encoder, strict=True):
-        weight = other.conv.weight
-        if weight.shape[1] != mine.conv.weight.shape[1]:
+    for encoder, other in zip(network.encoder_blocks, source.encoder_blocks, strict=True):
+        weight, bias = other.conv.state_dict().values()
+        if weight.shape[1] != encoder.conv.weight.shape[1]:
             weight = weight.sum(1, keepdim=True) * LOUDNESS
-        mine.conv.weight.copy_(weight)
-        mine.conv.bias.copy_(other.conv.bias)
-        if other.norm is not None:
-            mine.norm.load_state_dict(other.norm.state_dict())
+        encoder.conv.load_state_dict({"weight": weight, "bias": bias})
+        if other.norm is not None and encoder.norm is not None:
+            encoder.norm.load_state_dict(other.norm.state_dict())
             skips.append(_raw_from_activated(other.norm, theirs.leaky_slope))
     reads = None  # what the next block's weights must do to the previous block's channels: factors and summands
-    for mine, other in zip(network.decoder, source.decoder, strict=True):
-        weight, bias = other.conv.weight, other.conv.bias
+    for decoder, source_block in zip(network.decoder_blocks, source.decoder_blocks, strict=True):
+        weight, bias = source_block.conv.state_dict().values()
         if reads is not None:
-            skip = skips.pop()
-            factors, summands = (torch.cat(pair) for pair in zip(skip, reads, strict=True))
+            factors, summands = (torch.cat(pair) for pair in zip(skips.pop(), reads, strict=True))
             bias = bias + (weight * summands[:, None, None, None]).sum((0, 2, 3)) / PHASES
             weight = weight * factors[:, None, None, None]
-        mine.conv.weight.copy_(weight)
-        mine.conv.bias.copy_(bias)
-        if other.norm is not None:
-            factor = other.norm.weight / (other.norm.running_var + other.norm.eps).sqrt()
-            reads = factor, other.norm.bias - other.norm.running_mean * factor
-    _pass_through([network.encoder[-1].norm, *(block.norm for block in network.decoder)], network, batch.magnitude)
+        decoder.conv.load_state_dict({"weight": weight, "bias": bias})
+        if source_block.norm is not None:
+            scale, shift, mean, deviation = _statistics(source_block.norm)
+            reads = scale / deviation, shift - mean * scale / deviation
+    norms = [block.norm for block in (*network.encoder_blocks[-1:], *network.decoder_blocks)]
+    _pass_through(norms, network, batch.magnitude)
     return network
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale, shift, mean and standard deviation of a norm's channels."""
+    state = norm.state_dict()
+    deviation = (state["running_var"] + norm.eps).sqrt()
+    return state["weight"], state["bias"], state["running_mean"], deviation
 
 
 def _raw_from_activated(norm: nn.BatchNorm2d, slope: float) -> tuple[Tensor, Tensor]:
     """Factors and summands that bring activated channels closest to the raw ones, which are taken to be normal."""
     # evenly spaced quantiles: no random numbers
     normal = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(NORMAL_SAMPLES) + 0.5) / NORMAL_SAMPLES)
-    raw = norm.running_mean[:, None] + (norm.running_var[:, None] + norm.eps).sqrt() * normal  # type: ignore[index]
-    activated = functional.leaky_relu(norm.weight[:, None] * normal + norm.bias[:, None], slope)
-    deviation = activated - activated.mean(1, keepdim=True)
-    factor = (deviation * raw).mean(1) / deviation.square().mean(1).clamp(min=1e-12)
+    scale, shift, mean, deviation = (values[:, None] for values in _statistics(norm))
+    raw = mean + deviation * normal
+    activated = functional.leaky_relu(scale * normal + shift, slope)
+    distance = activated - activated.mean(1, keepdim=True)
+    factor = (distance * raw).mean(1) / distance.square().mean(1).clamp(min=1e-12)
     return factor, raw.mean(1) - factor * activated.mean(1)
 
 
