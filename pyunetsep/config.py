@@ -199,6 +199,10 @@ class SeparatorConfig(Checked):
     grids: int | None = None  # frame grids, shifted by hop / grids each; None: as many as an even resynthesis needs
     additive: bool = True  # ratio masks, and the last stem is the mixture less the others: the sum is the mixture
     mask_extension: Literal["zeros", "average", "upper"] = "upper"  # the mask outside the network's band
+    # The masks of a song of several channels whose networks take one: one of its own for each, which keeps apart what
+    # is panned, or one for all, from the middle (their mean), which takes the networks half the work in stereo.
+    # Networks that take more channels than one hear them together, and make no use of it.
+    stereo_masks: Literal["each", "mid"] = "each"
     # Patches that go through a network at once; None: by their size, up to 128 on a GPU and 4 on a CPU. A GPU that has
     # not the memory gets fewer.
     batch_patches: int | None = None

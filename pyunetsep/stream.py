@@ -18,7 +18,7 @@ from .spectrogram import Spectrogram
 from .transfers import Transfers
 from .unet import UNet
 from .unet_plan import UNetPlan
-from .unmixer import PeakMeter, Unmixer, joined
+from .unmixer import PeakMeter, Unmixer, channels_together, joined
 
 LOUDEST = 1e10  # full scale is 1; far beyond, squares of magnitudes leave the range of float32
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ class SongPeaks:
         self, model: ModelConfig, config: SeparatorConfig, sample_rate_hz: int, channels: int, device: torch.device
     ) -> None:
         self.down = _Down(sample_rate_hz, model.spectrogram.sample_rate_hz, channels)
-        self.groups = channel_groups(channels, model.unet.input_channels)
+        self.groups = channel_groups(channels, channels_together(model, config, channels))
         self.meters = [PeakMeter(model, config, group.stop - group.start, device) for group in self.groups]
 
     def push(self, wave: Tensor) -> None:
@@ -106,7 +106,7 @@ class StemStream:
             self.made = list(model.stems[:-1])
         else:
             self.made = [stem for stem in model.stems if stem in self.stems]
-        self.groups = channel_groups(channels, model.unet.input_channels)
+        self.groups = channel_groups(channels, channels_together(model, config, channels))
         self.unmixers = [
             Unmixer(model, networks, config, group.stop - group.start, self.made, peak=peaks[i] if peaks else None)
             for i, group in enumerate(self.groups)
@@ -193,7 +193,7 @@ class _Down:
 
 
 def channel_groups(channels: int, width: int) -> list[slice]:
-    """The channels that go through the networks together, `width` at a time and at the end what is left."""
+    """The channels that are separated together, `width` at a time and at the end what is left."""
     return [slice(first, min(first + width, channels)) for first in range(0, channels, width)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -32,11 +32,28 @@ def grids_of(model: ModelConfig, config: SeparatorConfig) -> int:
     return config.grids or default_grids(model.spectrogram)
 
 
+def shares_masks(model: ModelConfig, config: SeparatorConfig, channels: int) -> bool:
+    """Whether a song's channels, however many, all have the masks of their middle."""
+    return config.stereo_masks == "mid" and channels > model.unet.input_channels == 1
+
+
+def channels_together(model: ModelConfig, config: SeparatorConfig, channels: int) -> int:
+    """How many of a song's channels one Unmixer takes."""
+    return channels if shares_masks(model, config, channels) else model.unet.input_channels
+
+
+def middle(wave: Tensor) -> Tensor:
+    """The mean of a wave's channels, as the one channel of a wave."""
+    # sample by sample in the channels' order, which `mean` gives up at some places in memory
+    return reduce(torch.add, wave.split(1)) / wave.shape[0]
+
+
 class PeakMeter:
     """The largest magnitude of a song in the network's band, over the channels that it sees together."""
 
     def __init__(self, model: ModelConfig, config: SeparatorConfig, channels: int, device: torch.device) -> None:
         self.spectrogram = make_spectrogram(model, config, device)
+        self.of_middle = shares_masks(model, config, channels)
         self.pending = torch.zeros(channels, self.spectrogram.n_fft, device=device)
         self.loudest = torch.zeros((), device=device)
 
@@ -46,7 +63,8 @@ class PeakMeter:
         self.pending = torch.cat((self.pending, wave.to(self.pending)), dim=-1)
         frames = (self.pending.shape[-1] - self.spectrogram.n_fft) // self.spectrogram.hop_length + 1
         if frames > 0:
-            self.loudest = torch.maximum(self.loudest, self.spectrogram.magnitudes(self.pending).max())
+            heard = middle(self.pending) if self.of_middle else self.pending
+            self.loudest = torch.maximum(self.loudest, self.spectrogram.magnitudes(heard).max())
             self.pending = self.pending[:, frames * self.spectrogram.hop_length :]
 
     def flush(self) -> Tensor:
@@ -56,7 +74,7 @@ class PeakMeter:
 
 
 class Unmixer:
-    """Separates one wave of as many channels as the networks take, or fewer, at the model's sample rate.
+    """Separates one wave at the model's sample rate, of `channels_together` channels or fewer.
 
     However a wave is cut into blocks, it is worked on in the same segments of a few patches, so the stems are the same
     bits, and memory is bounded by a segment. A segment's frames overlap the next one's by a patch's cross-fade.
@@ -150,7 +168,7 @@ class Segment:
     """What becomes of some patches of a wave, as a function of tensors: wave -> spectrum -> masks -> stems' waves.
 
     Equal ones do the same, so that a CUDA graph of one serves all. Where channels are missing the last one is repeated,
-    and its masks are averaged.
+    and its masks are averaged; where they share masks these are made once, from the middle.
     """
 
     model: ModelConfig
@@ -174,12 +192,18 @@ class Segment:
             stems [stems, channels, samples'], gains [stems, channels, frames'], and the next segment's tail and faded.
         """
         spectrogram = self.spectrogram
+        shared = shares_masks(self.model, self.config, self.channels)
         if self.stores_spectrum:
             spectrum, magnitude = spectrogram.analyse(wave)
-        else:
+        if shared:
+            magnitude = spectrogram.magnitudes(middle(wave))
+        elif not self.stores_spectrum:
             magnitude = spectrogram.magnitudes(wave)
         masks, faded = self._masks(magnitude, faded, peak, batch, last=last)
         gains = self._gains(masks)
+        if shared:
+            masks = masks.expand(-1, self.channels, -1, -1)
+            gains = gains.expand(-1, self.channels, -1)
         frames = masks.shape[-2]
         if self.stores_spectrum:
             overlapping = spectrogram.synthesise(spectrum[:, :frames], masks, gains)
@@ -226,7 +250,8 @@ class Segment:
         self, magnitude: Tensor, faded: Tensor | None, peak: Tensor | None, batch: int, *, last: bool
     ) -> tuple[Tensor, Tensor | None]:
         """magnitude [channels, frames, bins] -> masks [stems, channels, frames', bins], overlap joined; and `faded`."""
-        missing = self.model.unet.input_channels - self.channels
+        channels = magnitude.shape[0]
+        missing = self.model.unet.input_channels - channels
         by_slot = magnitude
         if missing:
             by_slot = torch.cat((magnitude, magnitude[-1:].expand(missing, -1, -1)))
@@ -239,8 +264,8 @@ class Segment:
         run, faded = join_patches(masks.movedim(2, -2), self.patch_stride, faded, last=last)
         run = run.flatten(-3, -2)
         if missing:
-            repeated = run[:, self.channels - 1 :].mean(1, keepdim=True)
-            run = torch.cat((run[:, : self.channels - 1], repeated), dim=1)
+            repeated = run[:, channels - 1 :].mean(1, keepdim=True)
+            run = torch.cat((run[:, : channels - 1], repeated), dim=1)
         return run, faded
 
     def _patch_masks(self, magnitude: Tensor, peak: Tensor | None, batch: int) -> Tensor:

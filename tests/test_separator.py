@@ -155,6 +155,57 @@ def test_a_channel_that_is_left_over_is_separated_by_itself(separator):
     assert np.array_equal(stems["vocals"][:, 2], alone["vocals"])
 
 
+# ---- one mask for all channels
+
+
+@pytest.fixture(params=["patch", "song"])
+def by_middle(request):
+    """A mono network that hears the mean of a song's channels."""
+    model = dataclasses.replace(JANSSON_LIKE, normalisation=request.param)
+    return Separator(checkpoint(model), device="cpu", config=SeparatorConfig(stereo_masks="mid"))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate", [4_000, 44_100])
+def test_stems_by_the_masks_of_the_middle_add_up(by_middle, rate, channels):
+    mixture = song(channels=channels)
+    stems = by_middle(mixture, rate)
+    total = stems["vocals"].astype(np.float64) + stems["accompaniment"]
+    assert np.abs(total - mixture).max() < 1e-6
+
+
+@pytest.mark.parametrize("rate", [4_000, 11_025])
+def test_masks_of_the_middle_make_the_stems_of_the_middle(by_middle, rate):
+    """In the band and above it, where gains share out the rest: channels' stems, added up, are their sum's."""
+    mixture = song(channels=3)
+    each = Separator(checkpoint(by_middle.model), device="cpu")
+    expected = each(mixture.mean(1, keepdims=True), rate)["vocals"]
+    np.testing.assert_allclose(by_middle(mixture, rate)["vocals"].mean(1, keepdims=True), expected, atol=1e-6)
+
+
+def test_masks_of_the_middle_do_not_depend_on_blocks(by_middle, monkeypatch):
+    mixture = song()
+    first = by_middle(mixture, 22_050)
+    monkeypatch.setattr("pyunetsep.separator.BLOCK_S", 0.01)
+    for stem, wave in by_middle(mixture, 22_050).items():
+        assert np.array_equal(first[stem], wave)
+
+
+def test_masks_of_the_middle_take_half_the_work_in_stereo(monkeypatch):
+    worked_on = []
+    estimate = Networks.estimate
+
+    def counted(self, magnitude, stems, **options):
+        worked_on[-1] += magnitude.shape[0] * len(stems)
+        return estimate(self, magnitude, stems, **options)
+
+    monkeypatch.setattr(Networks, "estimate", counted)
+    for choice in ("each", "mid"):
+        worked_on.append(0)
+        Separator(checkpoint(JANSSON_LIKE), device="cpu", config=SeparatorConfig(stereo_masks=choice))(song(), 4_000)
+    assert worked_on[0] == 2 * worked_on[1] > 0
+
+
 def test_tensors_are_channels_by_samples_and_may_be_many_songs(spleeter):
     batch = torch.stack([noise(2, 3_000, seed) for seed in range(3)])
     stems = spleeter(batch, 8_000)

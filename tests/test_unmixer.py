@@ -16,6 +16,7 @@ from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 FAMILIES = pytest.mark.parametrize("model", [SPLEETER_LIKE, JANSSON_LIKE], ids=["spleeter", "jansson2017"])
 DEFAULT = SeparatorConfig()
+MID = SeparatorConfig(stereo_masks="mid")
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,65 @@ def test_a_missing_channel_is_a_repeated_one():
     stems, _ = unmix(SPLEETER_LIKE, mono)
     doubled, _ = unmix(SPLEETER_LIKE, mono[[0, 0]])
     torch.testing.assert_close(stems[:, 0], doubled.mean(1))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_masks_of_the_middle_are_what_the_middle_alone_would_get(channels):
+    """So all channels' stems, added up, are its stem."""
+    wave = noise(channels, 5_000)
+    stems, gains = unmix(JANSSON_LIKE, wave, MID)
+    of_middle, its_gains = unmix(JANSSON_LIKE, wave.mean(0, keepdim=True))
+    torch.testing.assert_close(stems.mean(1, keepdim=True), of_middle, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gains, its_gains.expand(-1, channels, -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(stems.sum(0), wave, rtol=0, atol=1e-6)
+    each, _ = zip(*(unmix(JANSSON_LIKE, channel) for channel in wave.split(1)), strict=True)
+    assert (stems - torch.cat(each, 1)).abs().max() > 1e-3
+
+
+def test_where_the_middle_is_all_there_is_its_masks_change_nothing():
+    mono = noise(1, 3_000)
+    expected, gains = unmix(JANSSON_LIKE, mono)
+    for wave in (mono, mono[[0, 0]]):
+        stems, their_gains = unmix(JANSSON_LIKE, wave, MID)
+        assert torch.equal(stems, expected.expand_as(stems)) and torch.equal(their_gains, gains.expand_as(their_gains))
+
+
+def test_networks_of_several_channels_know_no_middle():
+    for wave in (noise(2, 3_000), noise(1, 3_000)):
+        for made, expected in zip(unmix(SPLEETER_LIKE, wave, MID), unmix(SPLEETER_LIKE, wave), strict=True):
+            assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "patch", "song"])
+def test_channels_that_cancel_each_other_are_shared_out_all_the_same(normalisation):
+    model = dataclasses.replace(JANSSON_LIKE, normalisation=normalisation)
+    left = noise(1, 3_000)
+    stems, gains = unmix(model, torch.cat((left, -left)), MID, peak=torch.zeros(()))
+    torch.testing.assert_close(stems.sum(0), torch.cat((left, -left)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gains.sum(0), torch.ones_like(gains[0]))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("channels", [2, 6])
+def test_masks_of_the_middle_do_not_depend_on_how_a_wave_is_cut(channels, threads):
+    wave = noise(channels, 5_000)
+    whole, gains = unmix(JANSSON_LIKE, wave, MID)
+    torch.set_num_threads(threads)
+    for block in (10**9, 1_000, 317):
+        in_blocks, gains_in_blocks = unmix(JANSSON_LIKE, wave, MID, block=block)
+        assert torch.equal(in_blocks, whole) and torch.equal(gains_in_blocks, gains)
+
+
+def test_the_middles_peak_is_the_songs():
+    model = dataclasses.replace(JANSSON_LIKE, normalisation="song")
+    wave = noise(3, 4_000)
+    peaks = []
+    for channels, config in ((wave, MID), (wave.mean(0, keepdim=True), DEFAULT)):
+        meter = PeakMeter(model, config, channels.shape[0], torch.device("cpu"))
+        for part in channels.split(333, -1):
+            meter.push(part)
+        peaks.append(meter.flush())
+    torch.testing.assert_close(*peaks)
 
 
 def test_what_waits_does_not_grow_with_the_song():
@@ -252,13 +312,16 @@ def test_a_patch_that_does_not_fit_is_an_error_and_can_be_tried_again():
     torch.testing.assert_close(torch.cat([part for part, _ in parts], -1), expected, rtol=0, atol=1e-6)
 
 
-@FAMILIES
-@pytest.mark.parametrize("channels", [1, 2])
-def test_without_a_stored_spectrum_the_stems_are_the_same(model, channels, monkeypatch):
-    wave = noise(min(channels, model.unet.input_channels), 8_000)
-    stems, gains = unmix(model, wave, block=1_000)
+@pytest.mark.parametrize(
+    ("model", "channels", "config"),
+    [(SPLEETER_LIKE, 1, DEFAULT), (SPLEETER_LIKE, 2, DEFAULT), (JANSSON_LIKE, 1, DEFAULT), (JANSSON_LIKE, 2, MID)],
+    ids=["spleeter-mono", "spleeter", "jansson2017", "jansson2017-mid"],
+)
+def test_without_a_stored_spectrum_the_stems_are_the_same(model, channels, config, monkeypatch):
+    wave = noise(channels, 8_000)
+    stems, gains = unmix(model, wave, config, block=1_000)
     monkeypatch.setattr(Segment, "stores_spectrum", False)
-    recomputed, their_gains = unmix(model, wave, block=1_000)
+    recomputed, their_gains = unmix(model, wave, config, block=1_000)
     torch.testing.assert_close(recomputed, stems, rtol=0, atol=1e-6)
     torch.testing.assert_close(their_gains, gains, rtol=0, atol=1e-6)
 
@@ -294,12 +357,17 @@ class Replayed(CudaGraphs):
         return replay
 
 
-@FAMILIES
-def test_songs_share_the_graphs_of_their_segments(model):
+@pytest.mark.parametrize(
+    ("model", "channels", "config"),
+    [(SPLEETER_LIKE, 2, DEFAULT), (JANSSON_LIKE, 1, DEFAULT), (JANSSON_LIKE, 2, MID)],
+    ids=["spleeter", "jansson2017", "jansson2017-mid"],
+)
+def test_songs_share_the_graphs_of_their_segments(model, channels, config, monkeypatch):
+    monkeypatch.setattr(Segment, "stores_spectrum", False)  # as on a GPU
     engine = Engine(Networks(checkpoint(model).networks), 2)
     engine.graphs = Replayed()
-    wave = noise_for(model, 40_000)
-    config = SeparatorConfig(batch_patches=2)
+    wave = noise(channels, 40_000)
+    config = dataclasses.replace(config, batch_patches=2)
     expected, their_gains = unmix(model, wave, config)
     for song in range(3):
         stems, gains = unmix_with(engine, model, wave, config, block=5_000)

@@ -18,6 +18,8 @@ EXAMPLES = """examples:
       downloads it now, so that machines without a network have it later
   pyunetsep models import ~/spleeter/pretrained_models/2stems --name mine
       converts a Spleeter checkpoint; from then on: pyunetsep separate song.mp3 --model mine
+  pyunetsep models join runs/vocals/model.safetensors runs/accompaniment/model.safetensors -o both.safetensors
+      makes one model of networks that were trained apart
 
 Models are kept in the user's cache folder, or in the folder that the variable PYUNETSEP_CACHE names. With
 PYUNETSEP_OFFLINE=1 nothing is downloaded unless 'models fetch' asks for it.
@@ -29,8 +31,8 @@ exit codes: 0 all well, 1 a file cannot be written, 2 usage, 3 a model is missin
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "models",
-        help="list, fetch, verify and import models",
-        description="Lists, fetches, verifies and imports models.",
+        help="list, fetch, verify, import and join models",
+        description="Lists, fetches, verifies, imports and joins models.",
         epilog=EXAMPLES,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -62,6 +64,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     importing.add_argument("--name", help="the model's name (default: that of FILE or of the folder)")
     importing.add_argument("-o", "--output", metavar="FILE", help=".safetensors file to write (default: in the cache)")
     importing.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+
+    joining = add(
+        "join",
+        _join,
+        "make one model of several, each with its own stems",
+        "a.safetensors b.safetensors -o ab.safetensors",
+    )
+    joining.add_argument("models", metavar="FILE", nargs="+", help=".safetensors files of one architecture")
+    joining.add_argument("--name", help="the model's name (default: that of the output file)")
+    joining.add_argument("--licence", help="of the weights (default: that of the files)")
+    joining.add_argument("--source", metavar="TEXT", help="how they came to be (default: what the files say)")
+    joining.add_argument("-o", "--output", metavar="FILE", help=".safetensors file to write (default: in the cache)")
+    joining.add_argument("--overwrite", action="store_true", help="replace a file that exists")
 
     for action in (listing, show, verify):
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -118,7 +133,7 @@ def _fetch(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from .. import models
 
-    names = [args.model] if args.model else [name for name in models.names() if models.cached_path(name).is_file()]
+    names = [args.model] if args.model else [name for name in models.names() if models.is_here(name)]
     results = [models.verify(name) for name in names]
     if args.json:
         _print_json([{**dataclasses.asdict(result), "path": str(result.path)} for result in results])
@@ -134,6 +149,14 @@ def _import(args: argparse.Namespace) -> int:
     from .. import models
 
     print(models.import_checkpoint(args.path, args.output, name=args.name, overwrite=args.overwrite))
+    return DONE
+
+
+def _join(args: argparse.Namespace) -> int:
+    from .. import models
+
+    options = {"name": args.name, "licence": args.licence, "source": args.source, "overwrite": args.overwrite}
+    print(models.join_models(args.models, args.output, **options))
     return DONE
 
 

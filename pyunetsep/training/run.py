@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import models
-from ..checkpoint import COUNTER, Checkpoint, ModelInfo, save_checkpoint
+from ..checkpoint import Checkpoint, ModelInfo, compact_state, save_checkpoint
 from ..config import shown, to_dict
 from ..data import (
     Recording,
@@ -249,7 +249,7 @@ class _Run:
                 self.notify("no curves.png without matplotlib: pip install 'pyunetsep[plot]'")
 
     def _save_model(self, checkpoint: Checkpoint) -> None:
-        states = {stem: _halved(network.state_dict()) for stem, network in checkpoint.networks.items()}
+        states = {stem: compact_state(network) for stem, network in checkpoint.networks.items()}
         save_checkpoint(self.folder / MODEL, checkpoint.config, states, checkpoint.info)
 
     def _save(self) -> None:
@@ -395,13 +395,6 @@ def _waves(songs: Sequence[Recording], rate_hz: int) -> Iterator[tuple[np.ndarra
 def _mixtures(songs: Sequence[Recording], rate_hz: int) -> Iterator[np.ndarray]:
     for vocals, accompaniment in _waves(songs, rate_hz):
         yield (vocals + accompaniment)[:, : round(EXAMPLE_S * rate_hz)]
-
-
-def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in float16, of half the size; norms, whose variances may be tiny or huge, stay as they are."""
-    return {
-        key: tensor.half() if tensor.ndim == 4 else tensor for key, tensor in state.items() if not key.endswith(COUNTER)
-    }
 
 
 def _board(folder: Path):  # type: ignore[no-untyped-def]

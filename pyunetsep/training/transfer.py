@@ -72,7 +72,7 @@ def transferred(source: UNet, model: ModelConfig, batch: Batch) -> UNet:
         if source_block.norm is not None:
             scale, shift, mean, deviation = _statistics(source_block.norm)
             reads = scale / deviation, shift - mean * scale / deviation
-    norms = [block.norm for block in (*network.encoder_blocks[-1:], *network.decoder_blocks)]
+    norms = [network.encoder_blocks[-1].norm, *(block.norm for block in network.decoder_blocks)]
     _pass_through(norms, network, batch.magnitude)
     return network
 
