@@ -13,7 +13,7 @@ TORCH_STAMP := .venv/.torch-$(shell printf %s '$(TORCH)' | cksum | tr -cd 0-9)
 STAMP := .venv/.installed-$(PYUNETSEP_CUDA)
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long sanitize mutate compile-report lint format bench gpu-build gpu-test \
+.PHONY: help install demo test train-smoke test-long sanitize mutate compile-report lint format bench gpu-build gpu-test \
   gpu-bench sdist clean
 
 help: ## list the targets
@@ -37,6 +37,9 @@ demo: $(STAMP) ## separate SONG (or a built-in example) and say where the stems 
 
 test: $(STAMP) ## run the tests, but for the slow ones
 	$(BIN)/python -m pytest
+
+train-smoke: $(STAMP) ## train 200 steps on songs that are made by formulas: the loss must fall (half a minute)
+	$(BIN)/python -m pytest -s tests/test_training_run.py -k smoke
 
 test-long: $(STAMP) ## separate a song of three hours, and look at the memory (ten minutes)
 	$(BIN)/python -m pytest -s -m slow tests/test_long_song.py

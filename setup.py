@@ -26,6 +26,7 @@ DEPENDENCIES = [
     "safetensors>=0.4",
     "soundfile>=0.13",
     "soxr>=0.5",
+    "tomli>=2; python_version < '3.11'",
     "tqdm>=4.60",
 ]
 # The commands whose outcome is tied to one torch. The others (sdist and its egg_info) only describe the sources.

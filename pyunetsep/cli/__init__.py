@@ -18,6 +18,7 @@ from ..errors import (
     ModelUnavailableError,
     OutputExistsError,
     PyunetsepError,
+    TrainingError,
     UnknownModelError,
 )
 from . import bench, doctor, evaluate, models, separate, train
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code, message = MODEL_OR_DEVICE, f"error: {error}"
         except OutputExistsError as error:
             code, message = USAGE, f"error: {error}"
-        except OSError as error:
+        except (OSError, TrainingError) as error:
             code, message = SOME_FAILED, f"error: {error}"
         except (PyunetsepError, ValueError, TypeError) as error:
             code, message = USAGE, f"error: {error}"

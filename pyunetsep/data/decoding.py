@@ -72,7 +72,7 @@ def decode_track(track: Track, sample_rate_hz: int, channels: int) -> dict[str, 
 def _decode(source: Source, sample_rate_hz: int, channels: int) -> _Decoded:
     """A whole file or stream, resampled, with `channels` (1 or 2) channels."""
     try:
-        with _opened(source) as (rate_hz, there, blocks):
+        with open_source(source) as (rate_hz, there, blocks):
             if there > 2:
                 raise DataError(f"{source}: has {there} channels, want 1 or 2")
             resampler = Resampler(rate_hz, sample_rate_hz, min(there, channels))
@@ -93,7 +93,7 @@ def _decode(source: Source, sample_rate_hz: int, channels: int) -> _Decoded:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
+def open_source(source: Source) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
     """Sample rate, channels and waves of a source, until the context ends."""
     if source.stream == 0:
         with AudioReader(source.path) as reader:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..audio import Wave
-from ..data import Source, Track, decoding, find_tracks, split_tracks
-from ..data.decoding import MAX_LENGTH_DIFFERENCE_S
+from ..data import Source, Track, find_tracks, split_tracks
+from ..data.decoding import MAX_LENGTH_DIFFERENCE_S, open_source
 from ..errors import DataError
 from ..song_files import StrPath
 from .song import STEMS, Song
@@ -81,7 +81,7 @@ def read_song(track: Track) -> Song:
 
 def _read(source: Source) -> tuple[int, Wave]:
     """Sample rate in Hz, and [channels, samples]."""
-    with decoding._opened(source) as (rate_hz, channels, blocks):
+    with open_source(source) as (rate_hz, channels, blocks):
         wave = np.concatenate([np.empty((channels, 0), np.float32), *blocks], axis=1, dtype=np.float32)
     if not wave.shape[1]:
         raise DataError(f"{source}: holds no samples")
