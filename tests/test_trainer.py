@@ -15,6 +15,7 @@ from pyunetsep.training.config import merged
 from pyunetsep.training.dropout import SeededDropout, seed_dropout, set_seeds
 from pyunetsep.training.examples import Batch, Examples
 from pyunetsep.training.losses import complex_loss, magnitude_loss
+from pyunetsep.training.start import complements, started
 from pyunetsep.training.trainer import Trainer, learning_rate
 from pyunetsep.training.transfer import transferred
 from pyunetsep.unet import UNet
@@ -35,7 +36,8 @@ def recordings():
 def trainer(recordings, **values):
     start = values.pop("start", None)
     config = merged(SMALL, values)
-    return Trainer(config, Examples(recordings, config, CPU), device=CPU, start=start)
+    networks = None if start is None else started(config, start)
+    return Trainer(config, Examples(recordings, config, CPU), device=CPU, networks=networks)
 
 
 class TestDropout:
@@ -187,6 +189,19 @@ def test_a_model_of_another_architecture_is_no_start(recordings):
         trainer(recordings, start=start)
 
 
+@pytest.mark.parametrize("preset", ["jansson2017", "spleeter"])
+def test_a_complement_lets_through_what_the_other_stem_does_not(preset):
+    config = merged({**SMALL, "preset": preset, "stems": ["accompaniment"]})
+    torch.manual_seed(0)
+    network = UNet(config.model.unet).eval()
+    start = Checkpoint(dataclasses.replace(config.model, stems=("vocals",)), INFO, {"vocals": network})
+    magnitude = torch.rand(1, config.model.unet.input_channels, 64, 64)
+    made = complements(config, start)["accompaniment"]
+    torch.testing.assert_close(made(magnitude) + network(magnitude), torch.ones_like(magnitude))
+    with pytest.raises(CheckpointError, match="has no network for accompaniment, only for vocals"):
+        complements(merged({**SMALL, "preset": preset, "stems": ["vocals"]}), start)
+
+
 class TestTransfer:
     """From Spleeter's variant to the paper's."""
 
@@ -206,14 +221,14 @@ class TestTransfer:
 
     def test_the_new_network_is_sound(self, recordings):
         source, config, batch = self.start(recordings)
-        network = transferred(source.eval(), config.model, batch)
+        network = transferred(source.eval(), config.model, batch.magnitude)
         assert network.config == config.model.unet
         mask = network.eval()(batch.magnitude)
         assert mask.isfinite().all() and mask.std() > 1e-4
 
     def test_decoder_norms_pass_their_input_through(self, recordings):
         source, config, batch = self.start(recordings)
-        network = transferred(source.eval(), config.model, batch).eval()
+        network = transferred(source.eval(), config.model, batch.magnitude).eval()
         seen = []
         norm = network.decoder[0].norm
         norm.register_forward_hook(lambda _, arguments, output: seen.append((arguments[0], output)))
@@ -223,7 +238,7 @@ class TestTransfer:
     def test_a_decoder_block_reads_what_it_read_there(self, recordings):
         """Where norms and activations commute, so for values above 0, the translation is exact but for edges."""
         source, config, batch = self.start(recordings)
-        network = transferred(source.eval(), config.model, batch).eval()
+        network = transferred(source.eval(), config.model, batch.magnitude).eval()
         mine, theirs = network.decoder[1].conv, source.decoder[1].conv
         norm = source.decoder[0].norm
         x = torch.rand(1, 4, 9, 9)
@@ -243,9 +258,9 @@ class TestTransfer:
         source, config, batch = self.start(recordings)
         other = dataclasses.replace(config.model, unet=dataclasses.replace(config.model.unet, channels=(3, 4, 6)))
         with pytest.raises(CheckpointError, match="cannot transfer a network of channels"):
-            transferred(source, other, batch)
+            transferred(source, other, batch.magnitude)
         with pytest.raises(CheckpointError, match="from Spleeter's variant"):
-            transferred(UNet(config.model.unet), config.model, batch)
+            transferred(UNet(config.model.unet), config.model, batch.magnitude)
 
 
 def test_checkpoints_are_copies(recordings):

@@ -51,7 +51,7 @@ def test_data_folders_of_a_file_lie_beside_it(tmp_path):
         ("preset = 'other'", "preset must be one of jansson2017, spleeter"),
         ("stems = ['drums']", "stems must be of vocals, accompaniment"),
         ("channels = [0]", "channels must be"),
-        ("init = 'a'\ntransfer = 'b'", "init and TrainingConfig.transfer exclude each other"),
+        ("init_by = 'transfer'", "init_by 'transfer' needs a model to start from"),
         ("[augmentation]\nsilence_share = 0.6", "silence_share must lie in"),
         ("steps = ", "Invalid value"),
     ],

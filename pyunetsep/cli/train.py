@@ -27,6 +27,8 @@ EXAMPLES = """examples:
       goes on where an interrupted run stopped, to the same weights as if it had not been interrupted
   pyunetsep train --data my-songs --init jansson2017 --freeze-all-but 4 --learning-rate 0.0001 -o runs/tuned
       fine-tunes the last four blocks of a model
+  pyunetsep train --data my-songs --init spleeter-2stems --init-by transfer -o runs/mine
+      begins with what Spleeter's weights know: better than random ones as long as there is little data or time
   torchrun --nproc-per-node 4 -m pyunetsep train --data my-songs -o runs/mine
       four processes, on a GPU each where there are some
   pyunetsep separate song.mp3 --model runs/mine/model.safetensors

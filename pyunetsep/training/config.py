@@ -68,7 +68,11 @@ class TrainingConfig(Checked):
     precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "of the convolutions; float16 on a GPU")
     compile: bool = _option(False, "compile the networks with torch.compile")
     init: str = _option("", "model to start from: a name or a file")
-    transfer: str = _option("", "Spleeter model to start the paper's network from, as far as their weights correspond")
+    init_by: Literal["weights", "transfer", "complement"] = _option(
+        "weights",
+        "how to start from that model: with its weights; from Spleeter's variant, as far as weights correspond; or "
+        "with the other stem's network, its mask turned round",
+    )
     freeze_all_but: int = _option(0, "train only the last so many blocks; 0 trains all")
     seed: int = _option(0, "of weights, examples and dropout")
 
@@ -86,8 +90,10 @@ class TrainingConfig(Checked):
                 f"TrainingConfig.stems must be of {', '.join(PRESETS[self.preset].stems)}; got {shown(self.stems)}"
             )
         _ = self.model  # its own checks
-        if self.init and self.transfer:
-            raise ValueError("TrainingConfig.init and TrainingConfig.transfer exclude each other")
+        if self.init_by != "weights" and not self.init:
+            raise ValueError(
+                f"TrainingConfig.init_by {self.init_by!r} needs a model to start from, TrainingConfig.init"
+            )
         check_bounds(self, "steps", 1, 10**9)
         check_bounds(self, "batch", 1, 4096)
         check_bounds(self, "learning_rate", 1e-9, 1.0)

@@ -43,9 +43,9 @@ from .config import TrainingConfig, to_toml
 from .distributed import joined, local_device
 from .examples import Examples
 from .reports import Log, plot_curves, write_example
+from .start import starting_networks
 from .state import Position, State, load_state, save_state
 from .trainer import StepReport, Trainer, learning_rate
-from .transfer import transferred
 
 LOG_EVERY = 50  # steps
 EXAMPLE_S = 20.0
@@ -116,7 +116,7 @@ def train(
         if state is not None and state.data != digest:
             raise CheckpointError(f"{folder / CHECKPOINT}: that run was on other recordings; begin another")
         examples = Examples(recordings, config, device)
-        trainer = Trainer(config, examples, device=device, group=group, start=_start(config, examples))
+        trainer = Trainer(config, examples, device=device, group=group, networks=starting_networks(config, examples))
         position = Position()
         if state is not None:
             position = state.position
@@ -356,21 +356,6 @@ def _recordings(
         f"validate on, {len(songs['test'])} held out"
     )
     return recordings, songs["validation"]
-
-
-def _start(config: TrainingConfig, examples: Examples) -> Checkpoint | None:
-    """The model to start from, if there is one."""
-    if config.init:
-        return models.load(config.init)
-    if not config.transfer:
-        return None
-    source = models.load(config.transfer)
-    count = min(16, config.batch)
-    networks = {
-        stem: transferred(source.networks[stem], config.model, examples.batch(0, range(count)))
-        for stem in config.model.stems
-    }
-    return Checkpoint(config.model, source.info, networks)
 
 
 def _digest(recordings: Sequence[Recording]) -> str:

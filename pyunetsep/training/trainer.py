@@ -21,6 +21,7 @@ from .examples import Batch, Examples
 from .losses import LOSSES
 from .norm import synchronise_norms
 from .sampling import STEPS_SHIFT
+from .start import random_networks
 
 FINAL_RATE = 0.01  # of the largest learning rate
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,12 +45,12 @@ class Trainer:
         *,
         device: torch.device,
         group: Group | None = None,
-        start: Checkpoint | None = None,
+        networks: Mapping[str, UNet] | None = None,
     ) -> None:
-        """`start` is the model to start from.
+        """`networks` are those to start from (see `start`), random ones by default; they are trained in place.
 
         Raises:
-            CheckpointError: that model has another architecture. ValueError: options that do not go together.
+            ValueError: options that do not go together.
         """
         group = group or Group()
         if config.batch % group.size:
@@ -57,7 +58,7 @@ class Trainer:
         if config.precision == "float16" and device.type != "cuda":
             raise ValueError("precision float16 trains on a GPU only; a CPU has float32 and bfloat16")
         self.config, self.examples, self.device, self.group = config, examples, device, group
-        self.networks = _fresh_networks(config) if start is None else _started(config, start)
+        self.networks = dict(random_networks(config) if networks is None else networks)
         self.layers: dict[str, list[SeededDropout]] = {}
         self.averages: dict[str, UNet] = {}
         self.trained: dict[str, nn.Module] = {}  # what is called: the network, perhaps compiled and distributed
@@ -207,26 +208,3 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     rise = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / config.steps)))
     return config.learning_rate * rise * (FINAL_RATE + (1.0 - FINAL_RATE) * fall)
-
-
-def _fresh_networks(config: TrainingConfig) -> dict[str, UNet]:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return {stem: UNet(config.model.unet) for stem in config.model.stems}
-
-
-def _started(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
-    """Copies of a model's networks, those that are trained."""
-    wanted, given = config.model, start.config
-    missing = [stem for stem in wanted.stems if stem not in given.stems]
-    if missing:
-        raise CheckpointError(
-            f"{start.info.name}: has no network for {', '.join(missing)}, only for {', '.join(given.stems)}"
-        )
-    for part in ("unet", "spectrogram", "normalisation"):
-        if getattr(given, part) != getattr(wanted, part):
-            raise CheckpointError(
-                f"{start.info.name}: is a model of another architecture than the preset {config.preset}: its {part} is "
-                f"{getattr(given, part)}, not {getattr(wanted, part)}"
-            )
-    return {stem: copy.deepcopy(start.networks[stem]) for stem in wanted.stems}

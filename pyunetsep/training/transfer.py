@@ -23,7 +23,6 @@ from torch.nn import functional
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..unet import UNet
-from .examples import Batch
 
 LOUDNESS = 200.0  # of Spleeter's input, unscaled transforms of 4096 samples, where the loudest of a patch is 1 here
 NORMAL_SAMPLES = 4096
@@ -31,12 +30,12 @@ PHASES = 4  # a transposed convolution of stride 2 has a quarter of its taps on 
 
 
 @torch.no_grad()
-def transferred(source: UNet, model: ModelConfig, batch: Batch) -> UNet:
+def transferred(source: UNet, model: ModelConfig, magnitude: Tensor) -> UNet:
     """A network of `model` that starts from `source`.
 
     Args:
         source: of as many blocks, of the same channels.
-        batch: examples to measure the decoder's norms on.
+        magnitude: examples to measure the decoder's norms on, [batch, input_channels, bins, frames].
     Raises:
         CheckpointError: the networks are of different sizes, or of variants that this does not translate.
     """
@@ -73,7 +72,7 @@ def transferred(source: UNet, model: ModelConfig, batch: Batch) -> UNet:
             scale, shift, mean, deviation = _statistics(source_block.norm)
             reads = scale / deviation, shift - mean * scale / deviation
     norms = [network.encoder_blocks[-1].norm, *(block.norm for block in network.decoder_blocks)]
-    _pass_through(norms, network, batch.magnitude)
+    _pass_through(norms, network, magnitude)
     return network
 
 

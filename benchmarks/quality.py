@@ -1,0 +1,90 @@
+"""How well do models separate voices and songs that they have not heard?
+
+    python benchmarks/quality.py DATA --karaoke PATTERN... --songs PATTERN... --model NAME=FILE_OR_NAME... [--name quality]
+
+DATA has songs with known stems (see `pyunetsep evaluate --help`). "karaoke" are clips as MIR-1K has them: pieces of 10 s
+mixed at 0 dB, scored by GNSDR (BSS Eval v3, 8192 Hz mono). "songs" are full-band songs as they are, scored by the plain
+energy ratio less the mixture's, below and above 4096 Hz. The ideal ratio mask and the plain mixture stand beside them.
+Scores are kept song by song in build/, so that an interrupted run goes on; results/<name>.json has the means.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from harness import HERE, save
+
+from pyunetsep.evaluation import ScoringOptions, evaluate
+
+STEMS = ("vocals", "accompaniment")
+YARDSTICKS = {"mixture": "mixture", "ideal ratio mask": "oracle"}
+
+
+def scores(data: list[str], only: list[str], models: dict[str, str], options: ScoringOptions, file: Path) -> Any:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    document = evaluate(
+        data,
+        [*models.values()],
+        only=only,
+        options=options,
+        device="cpu",
+        results=file,
+        progress=lambda done, total, what: print(f"\r{done} of {total}: {what}\033[K", end="", flush=True),
+    )
+    print()
+    if document["failed"]:
+        raise SystemExit(f"could not be scored: {document['failed']}")
+    return document
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--karaoke", nargs="+", default=[], help="names or groups of songs to mix at 0 dB")
+    parser.add_argument("--songs", nargs="+", default=[], help="names or groups of full-band songs")
+    parser.add_argument("--model", action="append", required=True, metavar="NAME=MODEL")
+    parser.add_argument("--name", default="quality", help="of the results")
+    args = parser.parse_args()
+    models = {**YARDSTICKS, **dict(text.split("=", 1) for text in args.model)}
+    kept = HERE.parent / "build" / args.name
+    results: dict[str, Any] = {}
+    if args.karaoke:
+        options = ScoringOptions(metrics=("nsdr",), equal_levels=True)
+        document = scores(args.data, args.karaoke, models, options, kept / "karaoke.json")
+        results["karaoke"] = {"songs": args.karaoke, "metric": document["metrics"]["nsdr"], "models": {}}
+        for name, model in models.items():
+            entry = document["models"][model]
+            results["karaoke"]["models"][name] = {
+                **{stem: entry["aggregates"]["nsdr"][stem] for stem in STEMS},
+                "identity": entry["identity"],
+                "gnsdr_by_song": {
+                    song: {stem: song_mean(report["nsdr"], stem) for stem in STEMS}
+                    for song, report in entry["songs"].items()
+                },
+            }
+    if args.songs:
+        options = ScoringOptions(metrics=("band",))
+        document = scores(args.data, args.songs, models, options, kept / "songs.json")
+        results["songs"] = {"songs": args.songs, "metric": document["metrics"]["band"], "models": {}}
+        for name, model in models.items():
+            entry = document["models"][model]
+            results["songs"]["models"][name] = {
+                **{stem: entry["aggregates"]["band"][stem] for stem in STEMS},
+                "identity": entry["identity"],
+            }
+    for kind, part in results.items():
+        for name, row in part["models"].items():
+            keys = ("gnsdr", "gsir", "gsar") if kind == "karaoke" else ("low_mean", "high_mean", "full_mean")
+            figures = {stem: {key: round(row[stem][key], 2) for key in keys} for stem in STEMS}
+            print(f"{kind:8s} {name:28s} {figures}")
+    print(save(args.name, results))
+
+
+def song_mean(pieces: list[dict[str, Any]], stem: str) -> float:
+    """GNSDR of one song."""
+    scored = [(piece[stem]["nsdr"], piece["duration_s"]) for piece in pieces if piece[stem]["nsdr"] is not None]
+    return round(sum(score * duration_s for score, duration_s in scored) / sum(d for _, d in scored), 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The networks that a run starts from: random ones, or what another model has learnt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from .. import models
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..unet import UNet
+from .config import TrainingConfig
+from .examples import Examples
+from .transfer import transferred
+
+CALIBRATION_EXAMPLES = 16
+OTHER = {"vocals": "accompaniment", "accompaniment": "vocals"}
+
+
+def starting_networks(config: TrainingConfig, examples: Examples) -> dict[str, UNet]:
+    """What the configuration says, on the CPU.
+
+    Raises:
+        CheckpointError: the model to start from does not fit. UnknownModelError, ModelUnavailableError: there is none.
+    """
+    if not config.init:
+        return random_networks(config)
+    start = models.load(config.init)
+    makers: dict[str, Callable[[], dict[str, UNet]]] = {
+        "weights": lambda: started(config, start),
+        "transfer": lambda: _transferred(config, start, examples),
+        "complement": lambda: complements(config, start),
+    }
+    return makers[config.init_by]()
+
+
+def random_networks(config: TrainingConfig) -> dict[str, UNet]:
+    """Networks that know nothing yet, from the run's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return {stem: UNet(config.model.unet) for stem in config.model.stems}
+
+
+def started(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
+    """Copies of a model's networks, those that are trained."""
+    _check_stems(start, config.model.stems)
+    _check_architecture(config, start)
+    return {stem: copy.deepcopy(start.networks[stem]) for stem in config.model.stems}
+
+
+@torch.no_grad()
+def complements(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
+    """For each stem a copy of the other one's network whose mask is 1 less that one's.
+
+    sigmoid(-x) = 1 - sigmoid(x), so it is the last convolution that changes its sign.
+    """
+    _check_stems(start, [OTHER[stem] for stem in config.model.stems])
+    _check_architecture(config, start)
+    networks = {stem: copy.deepcopy(start.networks[OTHER[stem]]) for stem in config.model.stems}
+    for network in networks.values():
+        last = network.head if network.config.head == "dilated" else network.decoder_blocks[-1].conv
+        for parameter in last.parameters():
+            parameter.neg_()
+    return networks
+
+
+def _transferred(config: TrainingConfig, start: Checkpoint, examples: Examples) -> dict[str, UNet]:
+    _check_stems(start, config.model.stems)
+    batch = examples.batch(0, range(min(CALIBRATION_EXAMPLES, config.batch)))
+    magnitude = batch.magnitude.cpu()
+    return {stem: transferred(start.networks[stem], config.model, magnitude) for stem in config.model.stems}
+
+
+def _check_stems(start: Checkpoint, wanted: tuple[str, ...] | list[str]) -> None:
+    missing = [stem for stem in wanted if stem not in start.networks]
+    if missing:
+        raise CheckpointError(
+            f"{start.info.name}: has no network for {', '.join(missing)}, only for {', '.join(start.networks)}"
+        )
+
+
+def _check_architecture(config: TrainingConfig, start: Checkpoint) -> None:
+    for part in ("unet", "spectrogram", "normalisation"):
+        given, wanted = getattr(start.config, part), getattr(config.model, part)
+        if given != wanted:
+            raise CheckpointError(
+                f"{start.info.name}: is a model of another architecture than the preset {config.preset}: its {part} is "
+                f"{given}, not {wanted}"
+            )
