@@ -1,11 +1,11 @@
 """How well do models separate voices and songs that they have not heard?
 
-    python benchmarks/quality.py DATA --karaoke PATTERN... --songs PATTERN... --model NAME=FILE_OR_NAME... [--name quality]
+    python benchmarks/quality.py DATA --karaoke PATTERN... --songs PATTERN... --model NAME=MODEL... [--name quality]
 
-DATA has songs with known stems (see `pyunetsep evaluate --help`). "karaoke" are clips as MIR-1K has them: pieces of 10 s
-mixed at 0 dB, scored by GNSDR (BSS Eval v3, 8192 Hz mono). "songs" are full-band songs as they are, scored by the plain
-energy ratio less the mixture's, below and above 4096 Hz. The ideal ratio mask and the plain mixture stand beside them.
-Scores are kept song by song in build/, so that an interrupted run goes on; results/<name>.json has the means.
+DATA has songs with known stems (see `pyunetsep evaluate --help`), MODEL is a file or a name. "karaoke" are clips as
+MIR-1K has them: pieces of 10 s mixed at 0 dB, scored by GNSDR (BSS Eval v3, 8192 Hz mono). "songs" are full-band songs
+as they are, scored by the plain energy ratio less the mixture's, below and above 4096 Hz. The ideal ratio mask and the
+plain mixture stand beside them. Scores are kept song by song in build/, so that an interrupted run goes on; results/<name>.json has the means.
 """
 
 import argparse
