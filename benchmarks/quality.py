@@ -5,8 +5,8 @@
 DATA has songs with known stems (see `pyunetsep evaluate --help`), MODEL is a file or a name. "karaoke" are clips as
 MIR-1K has them: pieces of 10 s mixed at 0 dB, scored by GNSDR (BSS Eval v3, 8192 Hz mono). "songs" are full-band songs
 as they are, scored by the plain energy ratio less the mixture's, below and above 4096 Hz. The ideal ratio mask and the
-plain mixture stand beside them. Scores are kept song by song in build/, so that an interrupted run goes on; the means are
-in results/<name>.json.
+plain mixture stand beside them. Scores are kept song by song in build/, so that an interrupted run goes on, and their
+means in results/<name>.json.
 """
 
 import argparse

@@ -294,3 +294,34 @@ def test_smoke(songs, cache, tmp_path):
     for stem in ("vocals", "accompaniment"):
         assert losses[-1][stem] < 0.6 * losses[0][stem]
     assert result.best_score_db > 5.0
+
+
+def test_the_preset_of_44_1_khz_trains_by_the_same_command(songs, cache, tmp_path):
+    result, _ = train(songs, cache, tmp_path, preset="spleeter", batch=1, steps=2)
+    separator = pyunetsep.Separator.from_pretrained(result.model, device="cpu")
+    assert separator.model.spectrogram.sample_rate_hz == 44_100
+    assert separator.model.unet.channels == (3, 4) and separator.model.masks == "ratio"
+
+
+def test_tensorboard_is_an_extra(songs, cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyunetsep\[tensorboard\]'"):
+        run.train(merged(SMALL, {"data": [str(songs)]}), tmp_path, device=CPU, cache=cache, tensorboard=True)
+    scalars = []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, step))
+
+        def close(self):
+            scalars.append("closed")
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run.train(merged(SMALL, {"data": [str(songs)]}), tmp_path, device=CPU, cache=cache, tensorboard=True)
+    assert {("loss/vocals", 2), ("nsdr_db/accompaniment", 4), ("learning_rate/all", 4)} <= set(scalars)
+    assert scalars[-1] == "closed"
