@@ -235,11 +235,11 @@ def _read_header(file: BinaryIO) -> _Header:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise ValueError("not a .safetensors model: its first 8 bytes are not the length of a header")
-    table = _table(_parse_json(file.read(length), "its header"), "its header")
+    table = _table(parse_json(file.read(length), "its header"), "its header")
     metadata = _table(table.pop("__metadata__", {}), "its metadata")
     if not isinstance(metadata.get("pyunetsep"), str):
         raise ValueError("a .safetensors file, but not a model of pyunetsep: its metadata has no 'pyunetsep'")
-    document = _table(_parse_json(metadata["pyunetsep"].encode(), "its metadata"), "its metadata")
+    document = _table(parse_json(metadata["pyunetsep"].encode(), "its metadata"), "its metadata")
     version = document.get("format")
     if type(version) is not int or version != FORMAT:  # to Python, True == 1
         raise ValueError(f"its format is {shown(version)}; this version of pyunetsep reads format {FORMAT}")
@@ -298,7 +298,9 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is a variance and has negative values")
 
 
-def _parse_json(text: bytes, what: str) -> Any:
+def parse_json(text: bytes, what: str) -> Any:
+    """JSON from a file that is not trusted: a ValueError for what is none, too deep, or has a key twice."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):

@@ -12,7 +12,7 @@ from pyunetsep.checkpoint import Checkpoint, ModelInfo
 from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.errors import CheckpointError
 from pyunetsep.training.config import merged
-from pyunetsep.training.dropout import SeededDropout, seed_dropout, set_seeds
+from pyunetsep.training.dropout import SeededDropout, hashed, seed_dropout, set_seeds
 from pyunetsep.training.examples import Batch, Examples
 from pyunetsep.training.losses import complex_loss, magnitude_loss
 from pyunetsep.training.start import complements, started
@@ -63,12 +63,23 @@ class TestDropout:
         assert between_seeds.abs().max() < 0.15  # five standard deviations of 2048 coins are 0.11
         assert (kept[:, 1:] * kept[:, :-1]).mean().abs() < 0.005
 
+    def test_seeds_differ_by_each_number_that_they_follow_from(self):
+        seeds = {
+            hashed(*numbers) for numbers in itertools.product((0, 1, 12345), (5, 2053), (0, 1, 15), (0, 1), (0, 1, 2))
+        }
+        assert len(seeds) == 3 * 2 * 3 * 2 * 3 and all(0 <= seed < 2**31 for seed in seeds)
+
     def test_each_layer_gets_other_seeds(self):
-        network = UNet(JANSSON2017.unet)
-        layers = seed_dropout(network)
+        layers = seed_dropout(UNet(JANSSON2017.unet))
         assert len(layers) == 3
-        set_seeds(layers, torch.tensor([3, 2**61]))
-        assert len({tuple(layer.seeds.tolist()) for layer in layers}) == 3
+        set_seeds(layers, [(0, 3), (0, 4)], CPU)
+        assert len({seed for layer in layers for seed in layer.seeds.tolist()}) == 6
+
+    def test_frozen_blocks_drop_nothing(self, recordings):
+        start = trainer(recordings, channels=[3, 4, 5]).checkpoint(INFO)
+        tuned = trainer(recordings, channels=[3, 4, 5], start=start, freeze_all_but=1)
+        assert [layer.training for layer in tuned.layers["vocals"]] == [False, False, True]
+        assert all(layer.training for layer in trainer(recordings, channels=[3, 4, 5]).layers["vocals"])
 
     def test_rests_in_evaluation(self):
         layer = SeededDropout(0.5).eval()

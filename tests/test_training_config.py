@@ -54,6 +54,7 @@ def test_data_folders_of_a_file_lie_beside_it(tmp_path):
         ("init_by = 'transfer'", "init_by 'transfer' needs a model to start from"),
         ("[augmentation]\nsilence_share = 0.6", "silence_share must lie in"),
         ("steps = ", "Invalid value"),
+        ("data = " + "[" * 5000, "nested too deep|Invalid value|Unclosed array|recursion"),
     ],
 )
 def test_mistakes_in_a_file_are_errors_that_name_it(tmp_path, text, problem):

@@ -106,6 +106,22 @@ def test_stems_have_the_levels_that_were_drawn(recordings):
         torch.testing.assert_close(levels, torch.tensor(wanted), rtol=1e-4, atol=0)
 
 
+def test_pauses_are_not_brought_up_to_the_level_of_singing():
+    quiet = recording("pause", seconds=40.0)
+    for wave in quiet.waves.values():
+        wave[:, RATE_HZ * 10 :] *= np.float16(0.001)
+    examples = Examples([quiet], config(**PLAIN, remix=0.0, gain_db=0.0), CPU)
+    levels = []
+    for index in range(30):
+        draw = examples.sampler.draw(0, index)
+        gain = 10 ** (draw.stems["vocals"].gain_db / 20)
+        levels.append(float(examples._waves([draw], "vocals").square().mean().sqrt() / gain))
+    usual = float(np.sqrt(np.mean(quiet.waves["vocals"].astype(np.float64) ** 2)))
+    assert max(levels) == pytest.approx(augmentation.MEAN_LEVEL, rel=1e-4)
+    assert min(levels) < 0.05 * augmentation.MEAN_LEVEL  # 60 dB down in the recording, and no more than 20 dB up here
+    assert examples._usual_level(0, "vocals") == pytest.approx(usual, rel=1e-3)
+
+
 def test_short_recordings_are_padded_and_long_ones_are_entered_anywhere(recordings):
     examples = Examples(recordings, config(**PLAIN, remix=1.0), CPU)
     starts = []

@@ -9,6 +9,7 @@ import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .exit_codes import DONE
@@ -16,6 +17,7 @@ from .exit_codes import DONE
 if TYPE_CHECKING:
     from ..training.config import TrainingConfig
 
+METAVARS = {int: "N", float: "X", str: "NAME"}
 AUGMENTATION = "augmentation"  # a table of its own in the file
 
 EXAMPLES = """examples:
@@ -23,8 +25,8 @@ EXAMPLES = """examples:
       trains vocals and accompaniment side by side; my-songs/<song>/vocals.wav and accompaniment.wav, any format
   pyunetsep train --data musdb18hq -o runs/musdb --steps 50000 --precision bfloat16
       trains on the train folder; a tenth of its songs validates, the test folder is left alone
-  pyunetsep train --config run.toml --resume -o runs/mine
-      goes on where an interrupted run stopped, to the same weights as if it had not been interrupted
+  pyunetsep train --resume -o runs/mine
+      goes on where an interrupted run stopped; on a CPU with as many threads, to the very same weights
   pyunetsep train --data my-songs --init jansson2017 --freeze-all-but 4 --learning-rate 0.0001 -o runs/tuned
       fine-tunes the last four blocks of a model
   pyunetsep train --data my-songs --init spleeter-2stems --init-by transfer -o runs/mine
@@ -95,14 +97,15 @@ def _add_option(group: argparse._ArgumentGroup, option: Field[Any], kind: Any) -
     elif typing.get_origin(kind) is Literal:
         settings["choices"] = typing.get_args(kind)
     elif typing.get_origin(kind) is tuple:
-        settings |= {"nargs": "+", "type": typing.get_args(kind)[0], "metavar": option.name.upper()}
+        kind = typing.get_args(kind)[0]
+        settings |= {"nargs": "+", "type": kind, "metavar": METAVARS[kind]}
     else:
-        settings |= {"type": kind, "metavar": option.name.rsplit("_", 1)[-1].upper()}
+        settings |= {"type": kind, "metavar": METAVARS[kind]}
     group.add_argument("--" + option.name.replace("_", "-"), **settings)
 
 
 def configured(args: argparse.Namespace) -> TrainingConfig:
-    """The defaults, then the file, then the flags."""
+    """The defaults, or those of the run that goes on, then the file, then the flags."""
     from ..training.config import merged, read_toml
 
     flags: dict[str, Any] = {AUGMENTATION: {}}
@@ -110,7 +113,9 @@ def configured(args: argparse.Namespace) -> TrainingConfig:
         table = flags[AUGMENTATION] if title == AUGMENTATION else flags
         names = [option.name for option, _ in _options(configuration)]
         table.update({name: getattr(args, name) for name in names if hasattr(args, name)})
-    return merged(read_toml(args.config) if args.config else {}, flags)
+    earlier = Path(args.output).expanduser() / "config.toml"
+    kept = read_toml(earlier) if args.resume and not args.config and earlier.is_file() else {}
+    return merged(kept, read_toml(args.config) if args.config else {}, flags)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -118,23 +123,28 @@ def _run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ..device import choose_device
     from ..training.run import train
 
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     with _ProgressBar() as bar:
-        result = train(
-            config,
-            args.output,
-            device=choose_device(args.device),
-            cache=args.cache,
-            resume=args.resume,
-            strict=args.strict,
-            tensorboard=args.tensorboard,
-            progress=bar.show,
-            notify=bar.say,
-        )
+        try:
+            result = train(
+                config,
+                args.output,
+                device=args.device,
+                cache=args.cache,
+                resume=args.resume,
+                strict=args.strict,
+                tensorboard=args.tensorboard,
+                progress=bar.show,
+                notify=bar.say,
+            )
+        except KeyboardInterrupt:
+            bar.say(f"stopped; --resume -o {args.output} goes on from the last checkpoint")
+            raise
     if os.environ.get("RANK", "0") != "0":
         return DONE
     if args.json:
@@ -151,6 +161,7 @@ class _ProgressBar:
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.counted = ""
 
     def __enter__(self) -> _ProgressBar:
         return self
@@ -159,17 +170,15 @@ class _ProgressBar:
         if self.bar is not None:
             self.bar.close()
 
-    def show(self, done: int, total: int, said: str) -> None:
-        if self.bar is None:
+    def show(self, counted: str, done: int, total: int, said: str) -> None:
+        if self.bar is None or counted != self.counted:
             from tqdm import tqdm
 
+            if self.bar is not None:
+                self.bar.close()
+            self.counted, shown = counted, sys.stderr.isatty()
             self.bar = tqdm(
-                total=total,
-                initial=done - 1,
-                unit="step",
-                file=sys.stderr,
-                disable=not sys.stderr.isatty(),
-                leave=False,
+                total=total, initial=done - 1, desc=counted, unit="", file=sys.stderr, disable=not shown, leave=False
             )
         self.bar.set_postfix_str(said, refresh=False)
         self.bar.update(done - self.bar.n)

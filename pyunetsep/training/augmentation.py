@@ -12,7 +12,7 @@ from torch import Tensor
 from .sampling import EQUALISER_WAVES, REVERB_S, Draw, StemDraw
 
 MEAN_LEVEL = 0.1  # root mean square that stems are brought to, before their gains
-SOFTEST = 1e-3  # what is softer is not brought up further
+SOFTEST = 0.1  # of its recording's mean level: what is softer, a pause say, is not brought up further
 TAPS = 4
 
 
@@ -60,11 +60,11 @@ def clip_softly(waves: Tensor, stems: Sequence[StemDraw]) -> None:
             waves[i] = torch.tanh(waves[i] * stem.drive) / stem.drive
 
 
-def level(waves: Tensor) -> Tensor:
-    """Brings waves [batch, channels, samples] to the mean level, but very soft ones."""
+def level(waves: Tensor, usual: Sequence[float]) -> Tensor:
+    """Brings waves [batch, channels, samples] to the mean level; `usual` is that of their recordings."""
     # one by one: how a sum over many is split up, and so rounded, depends on how many there are
     mean = torch.stack([wave.square().mean() for wave in waves]).sqrt()
-    return waves * (MEAN_LEVEL / mean.clamp(min=SOFTEST))[:, None, None]
+    return waves * (MEAN_LEVEL / mean.maximum(SOFTEST * torch.tensor(usual).to(mean)))[:, None, None]
 
 
 def gains(stems: Sequence[StemDraw], like: Tensor) -> Tensor:

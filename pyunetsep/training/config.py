@@ -132,7 +132,7 @@ def merged(*layers: Mapping[str, Any]) -> TrainingConfig:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The values of a configuration file; relative data folders are relative to the file.
+    """The values of a configuration file; relative paths are relative to the file.
 
     Raises:
         OSError: it cannot be read. ValueError: it is not TOML, or has a key or value that no configuration has.
@@ -148,10 +148,15 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         merged(values)
     except PyunetsepError:
         raise
+    except RecursionError:
+        raise ValueError(f"{file}: is nested too deep") from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError among them
         raise ValueError(f"{file}: {error}") from None
+    beside = file.parent.absolute()
     if "data" in values:
-        values["data"] = [os.fspath(file.parent / Path(folder).expanduser()) for folder in values["data"]]
+        values["data"] = [os.fspath(beside / Path(folder).expanduser()) for folder in values["data"]]
+    if (init := values.get("init")) and (beside / Path(init).expanduser()).exists():
+        values["init"] = os.fspath(beside / Path(init).expanduser())
     return values
 
 

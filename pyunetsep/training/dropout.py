@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..unet import UNet
+
+MASK_64 = 2**64 - 1
 
 # Multipliers and shifts of Wang and Ettinger's integer hash "triple32", as signed numbers: torch's integers wrap.
 ROUNDS = ((17, -312814405), (11, -1404298415), (15, 830770091))
@@ -41,12 +45,24 @@ def seed_dropout(network: UNet) -> list[SeededDropout]:
     layers = []
     for block in network.decoder_blocks:
         if isinstance(block.dropout, nn.Dropout) and block.dropout.p > 0:
-            layers.append(SeededDropout(block.dropout.p))
+            layers.append(SeededDropout(block.dropout.p).train(block.dropout.training))
             block.dropout = layers[-1]
     return layers
 
 
-def set_seeds(layers: list[SeededDropout], seeds: Tensor) -> None:
-    """Each layer gets other seeds, that follow from an example's: [batch], int64, any values."""
-    for i, layer in enumerate(layers):
-        layer.seeds = ((seeds * 0x9E3779B1 + i * 0x85EBCA77) & 0x7FFFFFFF).to(torch.int32)
+def set_seeds(layers: list[SeededDropout], examples: Sequence[tuple[int, ...]], device: torch.device) -> None:
+    """Gives each layer the seeds of a batch, which follow from what identifies its examples."""
+    seeds = [[hashed(*example, layer) for example in examples] for layer in range(len(layers))]
+    for layer, of_batch in zip(layers, torch.tensor(seeds, dtype=torch.int32).to(device), strict=True):
+        layer.seeds = of_batch
+
+
+def hashed(*numbers: int) -> int:
+    """31 bits in which each bit of each number has a part: rounds of Steele et al.'s "splitmix64"."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & MASK_64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK_64
+        state ^= state >> 31
+    return state >> 33

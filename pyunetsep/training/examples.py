@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from . import augmentation
 from .config import TrainingConfig
 from .sampling import STEMS, Draw, Sampler
 
+BLOCK = 1 << 20
 GPU_SHARE = 0.4  # of a GPU's free memory that the recordings may take
 
 
@@ -43,6 +46,7 @@ class Examples:
         self.sampler = Sampler(recordings, config)
         self.spectrogram = Spectrogram(self.model.spectrogram, device=device)
         self.samples = self.spectrogram.span(self.model.patch_frames)
+        self.levels: dict[tuple[int, str], float] = {}
         home = device if _fit(recordings, device) else torch.device("cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # they cannot be written to: nobody does
@@ -75,7 +79,7 @@ class Examples:
             source = self.waves[draw.recording][stem]
             needed = augmentation.samples_needed(self.samples, draw.speed)
             spare = source.shape[1] - needed
-            start = int(draw.position * (abs(spare) + 1))
+            start = abs(_start(spare, draw.position))
             part = source[:, start : start + needed] if spare > 0 else source
             part = part.to(self.device, torch.float32)
             if spare < 0:
@@ -84,18 +88,35 @@ class Examples:
             if draw.swapped:
                 wave.copy_(wave.flip(0))
         augmentation.add_rooms(waves, chosen, [draw.noise for draw in draws], self.model.spectrogram.sample_rate_hz)
-        waves = augmentation.level(waves)
+        waves = augmentation.level(waves, [self._usual_level(draw.recording, stem) for draw in chosen])
         augmentation.clip_softly(waves, chosen)
         return waves * augmentation.gains(chosen, waves)
+
+    def _usual_level(self, recording: int, stem: str) -> float:
+        """The root mean square of a whole recording; measured when it is first drawn."""
+        key = recording, stem
+        if key not in self.levels:
+            wave = self.recordings[recording].waves[stem]
+            blocks = range(0, wave.shape[1], BLOCK)
+            energy = sum(float(np.square(wave[:, at : at + BLOCK], dtype=np.float64).sum()) for at in blocks)
+            self.levels[key] = math.sqrt(energy / wave.size)
+        return self.levels[key]
 
     def describe(self, draw: Draw) -> str:
         """Where an example comes from."""
         parts = []
         for stem, source in draw.stems.items():
             recording = self.recordings[source.recording]
-            spare_s = max(0.0, recording.duration_s - self.samples / self.model.spectrogram.sample_rate_hz)
-            parts.append(f"{stem} of {recording.track.name} at {source.position * spare_s:.1f} s")
+            spare = recording.samples - augmentation.samples_needed(self.samples, source.speed)
+            start_s = max(0, _start(spare, source.position)) / recording.sample_rate_hz
+            parts.append(f"{stem} of {recording.track.name} at {start_s:.1f} s")
         return ", ".join(parts)
+
+
+def _start(spare: int, position: float) -> int:
+    """Where a recording with so many samples to spare is entered; below 0, the silence before one that is too short."""
+    start = int(position * (abs(spare) + 1))
+    return start if spare >= 0 else -start
 
 
 def _fit(recordings: Sequence[Recording], device: torch.device) -> bool:

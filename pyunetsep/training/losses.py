@@ -1,4 +1,5 @@
-"""How wrong a mask is: one number for a batch, each example with the same weight."""
+"""How wrong a mask is: one number for a batch; the louder an example, the more it counts, if the
+model does not normalise patches."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +31,17 @@ class Log:
         os.replace(temporary, path)
 
     def write(self, **event: Any) -> None:
+        event = {name: _finite(value) for name, value in event.items()}
         self.events.append(event)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
@@ -39,10 +49,10 @@ def _events(path: Path) -> list[dict[str, Any]]:
     events = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("step"), int):
+                    events.append(event)
     return events
 
 
@@ -61,7 +71,8 @@ def plot_curves(events: list[dict[str, Any]], path: Path) -> None:
     for axis, kind, entries in ((above, "loss", losses), (below, "nsdr_db", scores)):
         for name in entries[0][kind] if entries else []:
             steps = [event["step"] for event in entries]
-            axis.plot(steps, [event[kind][name] for event in entries], label=name, marker="." if kind != "loss" else "")
+            values = [math.nan if event[kind][name] is None else event[kind][name] for event in entries]
+            axis.plot(steps, values, label=name, marker="." if kind != "loss" else "")
         axis.grid(alpha=0.3)
         if entries:
             axis.legend(loc="best", frameon=False)

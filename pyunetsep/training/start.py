@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 
@@ -13,32 +12,43 @@ from ..errors import CheckpointError
 from ..unet import UNet
 from .config import TrainingConfig
 from .examples import Examples
-from .transfer import transferred
+from .transfer import check_transfer, transferred
 
 CALIBRATION_EXAMPLES = 16
 OTHER = {"vocals": "accompaniment", "accompaniment": "vocals"}
 
 
-def starting_networks(config: TrainingConfig, examples: Examples) -> dict[str, UNet]:
-    """What the configuration says, on the CPU.
+def starting_model(config: TrainingConfig) -> Checkpoint | None:
+    """The model to start from, if the configuration names one; checked as far as that goes without examples.
 
     Raises:
-        CheckpointError: the model to start from does not fit. UnknownModelError, ModelUnavailableError: there is none.
+        CheckpointError: it does not fit. UnknownModelError, ModelUnavailableError: there is none.
     """
     if not config.init:
-        return random_networks(config)
+        return None
     start = models.load(config.init)
-    makers: dict[str, Callable[[], dict[str, UNet]]] = {
-        "weights": lambda: started(config, start),
-        "transfer": lambda: _transferred(config, start, examples),
-        "complement": lambda: complements(config, start),
-    }
-    return makers[config.init_by]()
+    if config.init_by == "complement":
+        complements(config, start)
+    elif config.init_by == "weights":
+        started(config, start)
+    else:
+        _check_stems(start, config.model.stems)
+        check_transfer(start.config.unet, config.model.unet)
+    return start
+
+
+def starting_networks(config: TrainingConfig, start: Checkpoint | None, examples: Examples) -> dict[str, UNet]:
+    """Random networks, or what `starting_model` gives, on the CPU."""
+    if start is None:
+        return random_networks(config)
+    if config.init_by == "transfer":
+        return _transferred(config, start, examples)
+    return complements(config, start) if config.init_by == "complement" else started(config, start)
 
 
 def random_networks(config: TrainingConfig) -> dict[str, UNet]:
     """Networks that know nothing yet, from the run's seed."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return {stem: UNet(config.model.unet) for stem in config.model.stems}
 
@@ -67,7 +77,6 @@ def complements(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
 
 
 def _transferred(config: TrainingConfig, start: Checkpoint, examples: Examples) -> dict[str, UNet]:
-    _check_stems(start, config.model.stems)
     batch = examples.batch(0, range(min(CALIBRATION_EXAMPLES, config.batch)))
     magnitude = batch.magnitude.cpu()
     return {stem: transferred(start.networks[stem], config.model, magnitude) for stem in config.model.stems}

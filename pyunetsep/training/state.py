@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import write_atomically
+from ..checkpoint import parse_json, write_atomically
 from ..config import from_dict, shown, to_dict
 from ..errors import CheckpointError
 from .config import TrainingConfig
@@ -79,7 +79,7 @@ def load_state(path: Path) -> State:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise ValueError("not the checkpoint of a training run; a model goes to --init")
-            document: dict[str, Any] = json.loads(metadata[KEY])
+            document: Any = parse_json(metadata[KEY].encode(), "its metadata")
             if not isinstance(document, dict) or document.get("format") != FORMAT:
                 raise ValueError(f"this version of pyunetsep reads format {FORMAT}, it is {shown(document)}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict

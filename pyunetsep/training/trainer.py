@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import COUNTER, Checkpoint, ModelInfo
+from ..config import PRESETS
 from ..errors import CheckpointError
 from ..unet import UNet
 from .config import TrainingConfig
 from .distributed import Group
 from .dropout import SeededDropout, seed_dropout, set_seeds
-from .examples import Batch, Examples
+from .examples import Examples
 from .losses import LOSSES
 from .norm import synchronise_norms
-from .sampling import STEPS_SHIFT
 from .start import random_networks
 
 FINAL_RATE = 0.01  # of the largest learning rate
@@ -53,10 +53,7 @@ class Trainer:
             ValueError: options that do not go together.
         """
         group = group or Group()
-        if config.batch % group.size:
-            raise ValueError(f"batch must be a multiple of the {group.size} processes, got {config.batch}")
-        if config.precision == "float16" and device.type != "cuda":
-            raise ValueError("precision float16 trains on a GPU only; a CPU has float32 and bfloat16")
+        check_options(config, device, group)
         self.config, self.examples, self.device, self.group = config, examples, device, group
         self.networks = dict(random_networks(config) if networks is None else networks)
         self.layers: dict[str, list[SeededDropout]] = {}
@@ -85,21 +82,16 @@ class Trainer:
         """One step of the optimiser on one batch."""
         config = self.config
         batch = self.examples.batch(self.done, self.group.share(config.batch))
-        seeds = self._seeds(batch)
         losses: list[Tensor] = []
         for stem, network in self.trained.items():
-            set_seeds(self.layers[stem], seeds + len(losses))
+            which = list(PRESETS[config.preset].stems).index(stem)  # the same whatever else is trained
+            examples = [(config.seed, draw.step, draw.index, which) for draw in batch.draws]
+            set_seeds(self.layers[stem], examples, self.device)
             loss = LOSSES[config.loss](self._mask(network, batch.magnitude), batch, stem)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimiser)
-        norms = [
-            nn.utils.clip_grad_norm_(
-                [parameter for parameter in network.parameters() if parameter.grad is not None],
-                config.clip_norm or math.inf,
-            )
-            for network in self.networks.values()
-        ]
+        norms = [self._clipped(network) for network in self.networks.values()]
         for options in self.optimiser.param_groups:
             options["lr"] = learning_rate(config, self.done)
         self.scaler.step(self.optimiser)
@@ -173,9 +165,13 @@ class Trainer:
             mask: Tensor = network(magnitude.contiguous(memory_format=torch.channels_last))
         return mask.float()
 
-    def _seeds(self, batch: Batch) -> Tensor:
-        seeds = [(self.config.seed << 44) ^ (draw.step << STEPS_SHIFT) ^ draw.index for draw in batch.draws]
-        return torch.tensor([seed & (2**62 - 1) for seed in seeds], device=self.device)
+    def _clipped(self, network: UNet) -> Tensor:
+        """The norm of a network's gradient, before it is made shorter if it is too long."""
+        parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        return norm
 
     def _wrapped(self, network: UNet) -> nn.Module:
         wrapped: nn.Module = network
@@ -201,6 +197,19 @@ class Trainer:
                 if mine.is_floating_point()
             ]
             torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], share)
+
+
+def check_options(config: TrainingConfig, device: torch.device, group: Group) -> None:
+    """A ValueError if a run cannot be made so on this device, by these processes."""
+    if config.batch % group.size:
+        raise ValueError(f"batch must be a multiple of the {group.size} processes, got {config.batch}")
+    if config.precision == "float16" and device.type != "cuda":
+        raise ValueError("precision float16 trains on a GPU only; a CPU has float32 and bfloat16")
+    blocks = 2 * len(config.model.unet.channels) + (config.model.unet.head == "dilated")
+    if config.freeze_all_but > blocks:
+        raise ValueError(
+            f"freeze_all_but must lie in 0 .. {blocks} (the network's blocks), got {config.freeze_all_but}"
+        )
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -20,13 +20,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..config import ModelConfig
+from ..config import ModelConfig, UNetConfig
 from ..errors import CheckpointError
 from ..unet import UNet
 
 LOUDNESS = 200.0  # of Spleeter's input, unscaled transforms of 4096 samples, where the loudest of a patch is 1 here
 NORMAL_SAMPLES = 4096
 PHASES = 4  # a transposed convolution of stride 2 has a quarter of its taps on a sample, on average
+
+
+def check_transfer(theirs: UNetConfig, ours: UNetConfig) -> None:
+    """A CheckpointError unless networks of one configuration can start from those of the other."""
+    if (theirs.channels, theirs.upsampling, ours.upsampling) != (ours.channels, "transposed", "transposed"):
+        raise CheckpointError(
+            f"cannot transfer a network of channels {theirs.channels} and {theirs.upsampling} upsampling to one of "
+            f"{ours.channels} and {ours.upsampling}"
+        )
+    if (theirs.skips, theirs.decoder_order, ours.skips, ours.decoder_order) != (
+        *("raw", "activation-norm"),
+        *("activated", "norm-activation"),
+    ):
+        raise CheckpointError("a transfer goes from Spleeter's variant of the network to the paper's")
 
 
 @torch.no_grad()
@@ -40,16 +54,7 @@ def transferred(source: UNet, model: ModelConfig, magnitude: Tensor) -> UNet:
         CheckpointError: the networks are of different sizes, or of variants that this does not translate.
     """
     theirs, ours = source.config, model.unet
-    if (theirs.channels, theirs.upsampling, ours.upsampling) != (ours.channels, "transposed", "transposed"):
-        raise CheckpointError(
-            f"cannot transfer a network of channels {theirs.channels} and {theirs.upsampling} upsampling to one of "
-            f"{ours.channels} and {ours.upsampling}"
-        )
-    if (theirs.skips, theirs.decoder_order, ours.skips, ours.decoder_order) != (
-        *("raw", "activation-norm"),
-        *("activated", "norm-activation"),
-    ):
-        raise CheckpointError("a transfer goes from Spleeter's variant of the network to the paper's")
+    check_transfer(theirs, ours)
     network = UNet(ours)
     skips = []
     for encoder, other in zip(network.encoder_blocks, source.encoder_blocks, strict=True):
