@@ -124,13 +124,14 @@ def test_two_processes_train_what_one_does(songs, cache, tmp_path):
     assert done.stdout.count("model.safetensors") == 1  # one of them reports
     one, two = (load_state(tmp_path / name / run.CHECKPOINT).tensors for name in ("one", "two"))
     moments = {name: tensor for name, tensor in one.items() if name.endswith(".exp_avg")}
-    assert len(moments) > 20
-    largest = max(float(tensor.abs().max()) for tensor in moments.values())
-    for name, tensor in moments.items():  # of gradients; the weights follow from them
-        if (size := float(tensor.abs().max())) > 1e-5 * largest:  # that of a bias in front of a norm is rounding alone
-            assert (two[name] - tensor).abs().max() < 2e-3 * size, name
+    sizes = {name: float(tensor.abs().max()) for name, tensor in moments.items()}
+    # of gradients, and the weights follow from them; that of a bias in front of a norm is rounding alone
+    telling = [name for name, size in sizes.items() if size > 1e-3 * max(sizes.values())]
+    assert len(telling) > 15
+    for name in telling:
+        assert (two[name] - one[name]).abs().max() < 2e-3 * sizes[name], name
     for name, tensor in one.items():
-        if name.endswith(("running_mean", "running_var")):
+        if name.endswith("running_var"):  # means move with those biases
             torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
     losses = [[e["loss"]["vocals"] for e in events(tmp_path / name) if "loss" in e] for name in ("one", "two")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
