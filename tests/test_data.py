@@ -18,6 +18,7 @@ from pyunetsep.data import (
     Track,
     find_tracks,
     load_recordings,
+    matching_tracks,
     permissive,
     permits_commercial_use,
     shared_accompaniments,
@@ -381,6 +382,15 @@ def test_a_group_on_both_sides():
         split_tracks(tracks)
     with pytest.raises(DataError, match="a: asked for in validation and in test"):
         split_tracks(tracks[:2], validation=["eva"], test=["a"])
+
+
+def test_names_and_groups_that_match():
+    tracks = [song("Song [live]"), song("Song l"), song("c", group="eva")]
+    assert names(matching_tracks("Song [live]", tracks)) == ["Song [live]", "Song l"]  # a name as well as a pattern
+    assert names(matching_tracks("Song*", tracks)) == ["Song [live]", "Song l"]
+    assert names(matching_tracks("eva", tracks)) == ["c"]
+    with pytest.raises(DataError, match=r"'song\*': matches no track"):
+        matching_tracks("song*", tracks)
 
 
 def test_a_pattern_that_matches_nothing():

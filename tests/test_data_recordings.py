@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,71 @@ def test_two_at_once(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 8
 
 
+def test_few_decode_at_once(tmp_path, monkeypatch):
+    for i in range(12):
+        write(tmp_path / "data" / "vocals" / f"{i}.wav", noise(0.1, seed=i))
+    at_work, most, lock = 0, 0, threading.Lock()
+    decode = cache.decode_track
+
+    def counted(*arguments: Any) -> dict[str, np.ndarray]:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.02)
+        made = decode(*arguments)
+        with lock:
+            at_work -= 1
+        return made
+
+    monkeypatch.setattr(cache, "decode_track", counted)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert len(load(tmp_path / "data", tmp_path / "cache")) == 12
+    assert most <= 4
+
+
+@pytest.fixture
+def few_files():
+    """Sets this process's soft limit of open files; it is as before at the end."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_recordings_than_the_soft_limit_of_files(tmp_path, few_files):
+    for i in range(8):
+        write_song(tmp_path / "data" / f"{i}", 0.1, seed=i)
+    opened = os.open(os.devnull, os.O_RDONLY)  # the lowest that is free
+    os.close(opened)
+    few_files(opened + 12)
+    assert len(load(tmp_path / "data", tmp_path / "cache")) == 8
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_too_many_files_are_called_that(tmp_path, few_files, monkeypatch, there):
+    for i in range(20):
+        write_song(tmp_path / "data" / f"{i}", 0.1, seed=i)
+    if there:
+        load(tmp_path / "data", tmp_path / "cache")
+    monkeypatch.setattr(cache, "_allow_many_files", lambda: None)  # as where the hard limit is as low
+    opened = os.open(os.devnull, os.O_RDONLY)
+    os.close(opened)
+    few_files(opened + 24)
+    with pytest.raises(AudioFileError, match="too many open files"):
+        load(tmp_path / "data", tmp_path / "cache", strict=False)
+
+
+def test_too_many_files_are_no_fault_of_a_track(tmp_path, few_files):
+    (track,) = find_tracks([write_song(tmp_path / "a", 0.1)])
+    cache.decode_track(track, RATE_HZ, 1)  # what it imports is there
+    opened = os.open(os.devnull, os.O_RDONLY)
+    os.close(opened)
+    few_files(opened)
+    with pytest.raises(AudioFileError, match=r"vocals\.wav: too many open files"):
+        cache.decode_track(track, RATE_HZ, 1)
+
+
 # Leaks
 
 
@@ -441,6 +507,87 @@ def test_scores_are_those_of_the_formula(monkeypatch):
         )
         wanted = np.abs(windows @ pieces.T) / np.linalg.norm(windows, axis=1)[:, None] / np.linalg.norm(pieces, axis=1)
         assert found[track.track.name] == pytest.approx(wanted.max(), abs=1e-5)
+
+
+@pytest.fixture
+def searches(monkeypatch) -> list[int]:
+    """Has an entry for each search that was made, not found in the cache."""
+    from pyunetsep.data import leaks
+
+    seen, scores = [], leaks._scores
+
+    def counted(*arguments: Any) -> np.ndarray:
+        seen.append(len(seen))
+        return scores(*arguments)
+
+    monkeypatch.setattr(leaks, "_scores", counted)
+    return seen
+
+
+def karaoke(folder: Path) -> list[Recording]:
+    """Two songs that share their accompaniment, and one of its own."""
+    shared = noise(4, seed=1)
+    for name, wave in (("a", shared), ("b", 0.5 * shared), ("c", noise(4, seed=2))):
+        write(folder / "data" / name / "vocals.wav", noise(4, seed=3))
+        write(folder / "data" / name / "accompaniment.wav", wave)
+    return load(folder / "data", folder / "cache")
+
+
+def test_a_search_is_kept(tmp_path, searches):
+    a, b, c = karaoke(tmp_path)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    found = shared_accompaniments([a], [c, b], cache=kept)
+    assert [leak[:2] for leak in found] == [("b", "a")]
+    again = load(tmp_path / "data", tmp_path / "cache")
+    renamed = replace(again[1], track=replace(again[1].track, name="another"))
+    assert shared_accompaniments([again[0]], [again[2], again[1]], cache=kept) == found
+    assert shared_accompaniments([a], [c, renamed], cache=str(kept)) == [("another", "a", found[0][2])]
+    assert (len(searches), len(list(kept.iterdir()))) == (1, 1)
+    assert shared_accompaniments([a], [c, b]) == found
+    assert len(searches) == 2
+    others = [([a], [b, c], {}), ([a], [c, b], {"piece_s": 2.0}), ([a], [c, b], {"threshold": 0.05}), ([a], [c], {})]
+    for number, (held_out, train, options) in enumerate(others, 3):
+        shared_accompaniments(held_out, train, cache=kept, **options)
+        assert (len(searches), len(list(kept.iterdir()))) == (number, number - 1)
+    assert shared_accompaniments([a], [c], cache=kept) == []
+    assert len(searches) == 6
+
+
+def test_waves_that_no_file_tells_apart_are_searched_each_time(tmp_path, searches):
+    a, b, _ = karaoke(tmp_path)
+    loose = replace(b, waves={stem: np.array(wave) for stem, wave in b.waves.items()})
+    for _ in range(2):
+        assert len(shared_accompaniments([a], [loose], cache=tmp_path)) == 1
+    part = replace(b, waves={"accompaniment": b.waves["accompaniment"][:, :100]})
+    assert len(shared_accompaniments([a], [b], cache=tmp_path)) == 1
+    assert shared_accompaniments([a], [part], cache=tmp_path) == []
+    assert len(searches) == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"[[0, 0", b"{}x", b"3", b"[3]", b"[[0, 0]]", b"[[1, 0, 0.9]]", b"[[0, -1, 0.9]]", b"[[0, 0, NaN]]"),
+        *(b"[[0, 0, 0.1]]", b"[[true, 0, 0.9]]", b'[["0", 0, 0.9]]', b"\xff", b"[" * 100_000),
+    ],
+)
+def test_a_damaged_search_is_made_anew(tmp_path, searches, damage):
+    a, b, _ = karaoke(tmp_path)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    found = shared_accompaniments([a], [b], cache=kept)
+    (file,) = kept.iterdir()
+    before = file.read_bytes()
+    file.write_bytes(damage)
+    assert shared_accompaniments([a], [b], cache=kept) == found
+    assert (len(searches), file.read_bytes()) == (2, before)
+
+
+def test_a_search_that_cannot_be_kept_is_made(tmp_path, searches):
+    a, b, _ = karaoke(tmp_path)
+    assert len(shared_accompaniments([a], [b], cache=tmp_path / "nowhere")) == 1
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("options", [{"piece_s": 0}, {"piece_s": 17}, {"threshold": 0}])

@@ -12,15 +12,17 @@ from .cache import Recording, load_recordings
 from .layouts import find_tracks
 from .leaks import shared_accompaniments, without_leaks
 from .licences import permits_commercial_use
-from .splits import Split, split_tracks
-from .tracks import Source, Track, permissive
+from .splits import Split, matching_tracks, split_tracks
+from .tracks import STEMS, Source, Track, permissive
 
 __all__ = [
+    "STEMS",
     "find_tracks",
     "Track",
     "Source",
     "permissive",
     "permits_commercial_use",
+    "matching_tracks",
     "split_tracks",
     "Split",
     "load_recordings",

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic import replacing
 from ..audio.files import file_error
 from ..errors import DataError
 from ..song_files import StrPath
-from .decoding import decode_track
+from .decoding import OUT_OF_FILES, decode_track
 from .tracks import Track
 
 _FORMAT = 1  # of the cache; a change of how waves are made must change it
 _STALE_S = 24 * 3600.0  # what killed runs left is removed after this
+# Threads that decode. Each holds a source whole in float32, and twice while its blocks are joined: ten minutes of
+# stereo at 44.1 kHz are 0.4 GB. With one a core, a machine of many cores would need tens of gigabytes.
+_WORKERS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ def load_recordings(
         The tracks' recordings, in their order.
     Raises:
         DataError: nothing is left, or with `strict` anything is wrong (see `decode_track`).
-        AudioFileError: the cache cannot be written.
+        AudioFileError: the cache cannot be written, or there are more files than the system lets a process open.
         ValueError: `sample_rate_hz` or `channels` cannot be.
     """
     if sample_rate_hz < 1:
@@ -94,6 +97,7 @@ def load_recordings(
     except OSError as error:
         raise file_error(f"{folder}: the cache cannot be made", error) from None
     _remove_stale(folder)
+    _allow_many_files()
 
     recordings: dict[int, Recording] = {}
     with _pool() as pool:
@@ -116,8 +120,8 @@ def load_recordings(
 
 @contextlib.contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
-    """A thread a core; an error, or an interrupt, drops what has not begun."""
-    pool = ThreadPoolExecutor(os.cpu_count())
+    """Threads that decode; an error, or an interrupt, drops what has not begun."""
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _WORKERS))
     try:
         yield pool
     finally:
@@ -161,7 +165,11 @@ def _mapped(files: Mapping[str, Path], channels: int) -> dict[str, np.ndarray] |
         try:
             wave = np.load(file, mmap_mode="r", allow_pickle=False)
             size = file.stat().st_size
-        except (OSError, EOFError, ValueError, SyntaxError):
+        except OSError as error:
+            if error.errno in OUT_OF_FILES:
+                raise file_error(f"{file}: cannot be mapped into memory; ulimit -n may help", error) from None
+            return None
+        except (EOFError, ValueError, SyntaxError):
             return None
         whole = isinstance(wave, np.memmap) and size == wave.offset + wave.nbytes
         if not (whole and wave.dtype == np.float16 and wave.ndim == 2 and len(wave) == channels and wave.shape[1]):
@@ -172,20 +180,22 @@ def _mapped(files: Mapping[str, Path], channels: int) -> dict[str, np.ndarray] |
 
 def _publish(wave: np.ndarray, path: Path) -> None:
     """Write a wave to the cache, where it appears when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        try:
-            with open(temporary, "xb") as file:
-                np.save(file, wave, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with replacing(path) as file:
+            np.save(file, wave, allow_pickle=False)
     except OSError as error:
         raise file_error(f"{path.parent}: the cache cannot be written", error) from None
+
+
+def _allow_many_files() -> None:
+    """A memory map keeps its file open: the soft limit, 1024 as a rule, would be that of about 500 songs."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # not a Unix
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses a limit of infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _remove_stale(folder: Path) -> None:

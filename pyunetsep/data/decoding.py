@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -18,17 +19,20 @@ from .tracks import Source, Track
 MAX_LENGTH_DIFFERENCE_S = 0.1  # codecs pad their last block; more is another recording
 # What float16 holds with all of its 11 bits; a stem with nothing above it is silent.
 SILENCE = 2.0**-14
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)  # this process, or the system, has too many open
 _BLOCK = 1 << 16
 # FFmpeg also reads playlists, which open other files and addresses: only containers that hold their streams themselves.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Part:
+    """A recording that adds to a stem, and in what it must be like the song's others."""
+
     source: Source
     rate_hz: int  # of the file
     channels: int  # of the file
-    wave: np.ndarray  # [channels, samples] as asked for, float32
+    duration_s: float
 
 
 def decode_track(track: Track, sample_rate_hz: int, channels: int) -> dict[str, np.ndarray]:
@@ -40,20 +44,17 @@ def decode_track(track: Track, sample_rate_hz: int, channels: int) -> dict[str, 
             `MAX_LENGTH_DIFFERENCE_S`. The message names the file.
     """
     stems: dict[str, np.ndarray] = {}
-    first: _Decoded | None = None
-    lengths: dict[Source, int] = {}
+    parts: list[Part] = []
     for stem, sources in track.sources.items():
         total: np.ndarray | None = None
         for source in sources:
-            part = _decode(source, sample_rate_hz, channels)
-            first = first or part
-            _check_alike(first, part)
-            lengths[source] = part.wave.shape[1]
+            part, wave = _decode(source, sample_rate_hz, channels)
+            parts.append(part)
             if total is None:
-                total = part.wave
+                total = wave
             else:
-                total = total[:, : part.wave.shape[1]]
-                total += part.wave[:, : total.shape[1]]
+                total = total[:, : wave.shape[1]]
+                total += wave[:, : total.shape[1]]
         assert total is not None, f"{track.name}: no sources of {stem}"
         with np.errstate(over="ignore"):
             stems[stem] = total.astype(np.float16)
@@ -61,16 +62,33 @@ def decode_track(track: Track, sample_rate_hz: int, channels: int) -> dict[str, 
             raise DataError(f"{_listed(sources)}: louder than float16 can hold, {float(np.abs(total).max()):.3g}")
         if float(np.abs(stems[stem]).max()) < SILENCE:
             raise DataError(f"{_listed(sources)}: {'is' if len(sources) == 1 else 'are'} silent")
-    longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
-    if lengths[longest] - lengths[shortest] > MAX_LENGTH_DIFFERENCE_S * sample_rate_hz:
-        longest_s, shortest_s = lengths[longest] / sample_rate_hz, lengths[shortest] / sample_rate_hz
-        raise DataError(f"{longest} and {shortest}: last {longest_s:.2f} s and {shortest_s:.2f} s; want equal lengths")
-    samples = lengths[shortest]
+    check_alike(parts)
+    samples = min(wave.shape[1] for wave in stems.values())
     return {stem: np.ascontiguousarray(wave[:, :samples]) for stem, wave in stems.items()}
 
 
-def _decode(source: Source, sample_rate_hz: int, channels: int) -> _Decoded:
-    """A whole file or stream, resampled, with `channels` (1 or 2) channels."""
+def check_alike(parts: Sequence[Part]) -> None:
+    """Whether a song's parts have one rate, as many channels, and but for a codec's padding one length.
+
+    Raises:
+        DataError: they do not; the message names two that differ.
+    """
+    first = parts[0]
+    for other in parts:
+        pair = f"{first.source} and {other.source}"
+        if first.rate_hz != other.rate_hz:
+            rates = f"{first.rate_hz} Hz and {other.rate_hz} Hz"
+            raise DataError(f"{pair}: have {rates}; stems of a song must have one rate")
+        if first.channels != other.channels:
+            raise DataError(f"{pair}: have {first.channels} and {other.channels} channels; stems of a song must agree")
+    longest, shortest = max(parts, key=lambda part: part.duration_s), min(parts, key=lambda part: part.duration_s)
+    if longest.duration_s - shortest.duration_s > MAX_LENGTH_DIFFERENCE_S:
+        lengths = f"{longest.duration_s:.2f} s and {shortest.duration_s:.2f} s"
+        raise DataError(f"{longest.source} and {shortest.source}: last {lengths}; want equal lengths")
+
+
+def _decode(source: Source, sample_rate_hz: int, channels: int) -> tuple[Part, np.ndarray]:
+    """A whole file or stream, resampled: [channels, samples], float32, `channels` being 1 or 2."""
     try:
         with open_source(source) as (rate_hz, there, blocks):
             if there > 2:
@@ -85,11 +103,14 @@ def _decode(source: Source, sample_rate_hz: int, channels: int) -> _Decoded:
                 waves.append(resampler.push(block.mean(axis=0, keepdims=True) if there > channels else block))
             waves.append(resampler.flush())
     except AudioFileError as error:
+        if error.errno in OUT_OF_FILES:
+            raise  # nothing is wrong with the data
         raise DataError(str(error)) from error
     if not samples:
         raise DataError(f"{source}: holds no samples")
     wave = np.concatenate(waves, axis=1)
-    return _Decoded(source, rate_hz, there, wave if len(wave) == channels else np.repeat(wave, channels, axis=0))
+    part = Part(source, rate_hz, there, wave.shape[1] / sample_rate_hz)
+    return part, wave if len(wave) == channels else np.repeat(wave, channels, axis=0)
 
 
 @contextmanager
@@ -133,14 +154,6 @@ def _frames(container: Any, stream: Any, source: Source) -> Iterator[tuple[int, 
         raise file_error(str(source), f"damaged ({error.strerror})") from None
     if packets < stream.frames:
         raise file_error(str(source), f"cut off: its header promises {stream.frames} packets, {packets} are there")
-
-
-def _check_alike(first: _Decoded, other: _Decoded) -> None:
-    pair = f"{first.source} and {other.source}"
-    if first.rate_hz != other.rate_hz:
-        raise DataError(f"{pair}: have {first.rate_hz} Hz and {other.rate_hz} Hz; stems of a song must have one rate")
-    if first.channels != other.channels:
-        raise DataError(f"{pair}: have {first.channels} and {other.channels} channels; stems of a song must agree")
 
 
 def _listed(sources: tuple[Source, ...]) -> str:

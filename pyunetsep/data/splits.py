@@ -49,7 +49,7 @@ def split_tracks(
     patterns: dict[Side, Sequence[str]] = {"validation": validation, "test": test}
     for side in patterns:
         for pattern in patterns[side]:
-            for track in _matches(pattern, tracks):
+            for track in matching_tracks(pattern, tracks):
                 if asked.setdefault(track, side) != side:
                     raise DataError(f"{track.name}: asked for in validation and in test ({pattern!r} matches it)")
     sides.update(asked)
@@ -67,7 +67,13 @@ def split_tracks(
     return Split(on("train"), on("validation"), on("test"))
 
 
-def _matches(pattern: str, tracks: list[Track]) -> list[Track]:
+def matching_tracks(pattern: str, tracks: Sequence[Track]) -> list[Track]:
+    """The tracks whose name, or group, is the pattern or matches it as a shell's ("mir1k_*").
+
+    Raises:
+        DataError: there are none; the message says what comes close.
+    """
+
     def matches(name: str) -> bool:
         return name == pattern or fnmatchcase(name, pattern)  # "Song [live]" is a name as well as a pattern
 

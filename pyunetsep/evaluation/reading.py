@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from ..audio import Wave
-from ..data import Source, Track, find_tracks, split_tracks
-from ..data.decoding import MAX_LENGTH_DIFFERENCE_S, open_source
+from ..data import STEMS, Source, Track, find_tracks, matching_tracks, split_tracks
+from ..data.decoding import Part, check_alike, open_source
 from ..errors import DataError
 from ..song_files import StrPath
-from .song import STEMS, Song
+from .song import Song
 
 SPLITS = ("all", "train", "validation", "test")
 
@@ -25,9 +24,9 @@ def find_songs(data: Sequence[StrPath], *, split: str = "all", only: Sequence[st
     Args:
         data: folders and manifests, see `pyunetsep.data.find_tracks`.
         split: "train", "validation" or "test" for those that the data itself puts there; unstated counts as "train".
-        only: patterns, as a shell's, of names or groups.
+        only: names or groups, or patterns of them as a shell's.
     Raises:
-        DataError: there are none; the message says what there is.
+        DataError: there are none, or none that one of the patterns matches; the message says what there is.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
@@ -38,19 +37,13 @@ def find_songs(data: Sequence[StrPath], *, split: str = "all", only: Sequence[st
         raise DataError(f"{where}: holds {len(tracks)} loose recordings, but no song with both stems to evaluate on")
     if split != "all":
         sides = split_tracks(songs, share=0)
-        chosen = list(getattr(sides, split))
-        if not chosen:
+        here = list(getattr(sides, split))
+        if not here:
             counts = ", ".join(f"{len(getattr(sides, side))} in {side}" for side in SPLITS[1:])
             raise DataError(f"{where}: no song is in {split}; of {len(songs)} there are {counts}")
-        songs = chosen
-    for pattern in only:
-        if not any(_matches(track, pattern) for track in songs):
-            raise DataError(f"{pattern!r} matches none of {len(songs)} songs, {songs[0].name!r} for one")
-    return [track for track in songs if not only or any(_matches(track, pattern) for pattern in only)]
-
-
-def _matches(track: Track, pattern: str) -> bool:
-    return fnmatchcase(track.name, pattern) or fnmatchcase(track.group, pattern)
+        songs = here
+    chosen = {track for pattern in only for track in matching_tracks(pattern, songs)}
+    return [track for track in songs if not only or track in chosen]
 
 
 def read_song(track: Track) -> Song:
@@ -60,34 +53,24 @@ def read_song(track: Track) -> Song:
         AudioFileError: a file cannot be read. DataError: rates, channels or lengths do not fit together, or there are
             no samples, or NaN; the message names the file.
     """
-    recordings = [(stem, source, *_read(source)) for stem in STEMS for source in track.sources[stem]]
-    _, first, rate_hz, wave = recordings[0]
-    shortest = min(recordings, key=lambda recording: recording[3].shape[1])
-    samples = shortest[3].shape[1]
+    recordings = [(stem, *_read(source)) for stem in STEMS for source in track.sources[stem]]
+    check_alike([part for _, part, _ in recordings])
+    samples = min(wave.shape[1] for _, _, wave in recordings)
     stems: dict[str, Wave] = {}
-    for stem, source, other_hz, other in recordings:
-        if other_hz != rate_hz:
-            raise DataError(
-                f"{source}: has {other_hz} Hz, {first} has {rate_hz} Hz; stems of a song must have one rate"
-            )
-        if len(other) != len(wave):
-            raise DataError(f"{source}: has {len(other)} channels, {first} has {len(wave)}; a song's stems must agree")
-        if other.shape[1] - samples > MAX_LENGTH_DIFFERENCE_S * rate_hz:
-            lasts, less = other.shape[1] / rate_hz, samples / rate_hz
-            raise DataError(f"{source}: lasts {lasts:.2f} s, {shortest[1]} lasts {less:.2f} s; want equal lengths")
-        stems[stem] = stems[stem] + other[:, :samples] if stem in stems else other[:, :samples]
-    return Song(stems, rate_hz)
+    for stem, _, wave in recordings:
+        stems[stem] = stems[stem] + wave[:, :samples] if stem in stems else wave[:, :samples]
+    return Song(stems, recordings[0][1].rate_hz)
 
 
-def _read(source: Source) -> tuple[int, Wave]:
-    """Sample rate in Hz, and [channels, samples]."""
+def _read(source: Source) -> tuple[Part, Wave]:
+    """A whole file or stream at its own rate: [channels, samples]."""
     with open_source(source) as (rate_hz, channels, blocks):
         wave = np.concatenate([np.empty((channels, 0), np.float32), *blocks], axis=1, dtype=np.float32)
     if not wave.shape[1]:
         raise DataError(f"{source}: holds no samples")
     if not np.isfinite(wave).all():
         raise DataError(f"{source}: holds NaN or infinite samples")
-    return rate_hz, wave
+    return Part(source, rate_hz, channels, wave.shape[1] / rate_hz), wave
 
 
 def fingerprint(track: Track) -> list[Any]:
