@@ -110,6 +110,40 @@ def test_a_system_without_a_solution_is_not_defined(monkeypatch):
     assert math.isnan(metrics.nsdr(song(), song().stems)["vocals"]["nsdr"])
 
 
+@pytest.mark.skipif(hasattr(np.linalg, "linalg"), reason="with this NumPy mir_eval finds the error, and a score")
+def test_a_system_without_a_solution_in_the_real_library():
+    pytest.importorskip("mir_eval.separation")
+    click = np.eye(1, 2 * RATE_HZ, RATE_HZ)
+    target = Song({"vocals": click, "accompaniment": click}, RATE_HZ)
+    scores = metrics.nsdr(target, {stem: wave + 0.1 * noise(*wave.shape) for stem, wave in target.stems.items()})
+    assert math.isnan(scores["vocals"]["sdr"])
+
+
+@pytest.mark.parametrize("within", [None, ValueError])
+def test_a_break_in_a_library_is_an_error(monkeypatch, within):
+    def bss_eval_sources(*_, **__):
+        try:
+            if within:
+                raise within
+        finally:
+            np.linalg.no_such_function()
+
+    monkeypatch.setattr(metrics._mir_eval_separation(), "bss_eval_sources", bss_eval_sources)
+    with pytest.raises(AttributeError, match="no_such_function"):
+        metrics.nsdr(song(), song().stems)
+
+
+def test_an_error_by_numpy_1s_name_is_no_solution(monkeypatch):
+    def bss_eval_sources(*_, **__):
+        try:
+            return np.linalg.solve(np.zeros((2, 2)), np.ones(2))
+        except np.linalg.name_that_is_gone.LinAlgError:
+            return None
+
+    monkeypatch.setattr(metrics._mir_eval_separation(), "bss_eval_sources", bss_eval_sources)
+    assert math.isnan(metrics.nsdr(song(), song().stems)["vocals"]["nsdr"])
+
+
 def test_v4_of_silence():
     target = song(channels=2, seconds=3)
     estimates = damaged(target)

@@ -175,7 +175,7 @@ def test_a_song_that_fails_is_named_and_the_others_are_scored(command, songs, tm
         (["--data", "empty"], 2, "empty: no stems found"),
         (["--data", "loose"], 2, "loose: holds 1 loose recordings, but no song with both stems"),
         (["--data", "songs", "--split", "test"], 2, "no song is in test; of 3 there are 3 in train"),
-        (["--data", "songs", "--only", "nobody*"], 2, "'nobody*' matches none of 3 songs, 'first' for one"),
+        (["--data", "songs", "--only", "nobody*"], 2, "'nobody*': matches no track and no group; there are first, "),
         (["--data", "songs", "--metrics", "v5"], 2, "got 'v5', wants of v4,sdr,nsdr,band"),
         (["--data", "songs", "--piece", "0"], 2, "got '0', wants 1 or more"),
         (["--data", "songs", "--metrics", "sdr", "--equal-levels"], 2, "--equal-levels is for the metric nsdr"),
@@ -222,9 +222,9 @@ def test_help(command):
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        ({"rate_hz": 8000}, r"second/accompaniment.wav: has 8000 Hz, .*vocals.wav has 4000 Hz"),
-        ({"channels": 1}, r"second/accompaniment.wav: has 1 channels, .*vocals.wav has 2"),
-        ({"seconds": 2}, r"second/vocals.wav: lasts 3.00 s, .*accompaniment.wav lasts 2.00 s"),
+        ({"rate_hz": 8000}, r"second/vocals.wav and .*accompaniment.wav: have 4000 Hz and 8000 Hz"),
+        ({"channels": 1}, r"second/vocals.wav and .*accompaniment.wav: have 2 and 1 channels"),
+        ({"seconds": 2}, r"second/vocals.wav and .*accompaniment.wav: last 3.00 s and 2.00 s"),
         ({"seconds": 0}, r"second/accompaniment.wav: holds no samples"),
         ({"nan": True}, r"second/accompaniment.wav: holds NaN or infinite samples"),
     ],
@@ -329,6 +329,33 @@ def test_results_of_something_else_are_refused_and_kept(resumed, tmp_path):
     assert (tmp_path / "scores.json").read_bytes() == before
 
 
+def damaged(document):
+    """Results that were damaged, one way after the other."""
+    text = json.dumps(document)
+    yield from (text[:-9], "[" * 100_000, "3", text.replace('"options": {', '"options": [{"a": 1}], "metrics": {', 1))
+    for models in ([], 3, None, {"m": 3}, {"m": []}, {"m": {}}, {"m": {"identity": {}}}, {"m": {"songs": {}}}):
+        yield json.dumps({**document, "models": models})
+    model = document["models"]["counting"]
+    song = model["songs"]["first"]
+    for change in ({"identity": 3}, {"songs": []}, {"songs": {"first": 3}}):
+        yield json.dumps({**document, "models": {"counting": {**model, **change}}})
+    for key, value in [("files", None), ("files", "?"), ("sdr", None), ("sdr", {}), ("sdr", {"vocals": {"sdr": "x"}})]:
+        report = {name: part for name, part in {**song, key: value}.items() if value is not None or name != key}
+        yield json.dumps({**document, "models": {"counting": {**model, "songs": {"first": report}}}})
+
+
+def test_damaged_results_are_refused_and_kept(resumed, tmp_path):
+    document = resumed(Counting())
+    path = tmp_path / "scores.json"
+    for text in damaged(document):
+        path.write_text(text)
+        with pytest.raises(OutputExistsError, match=r"scores\.json: .*--overwrite"):
+            resumed(Counting())
+        assert path.read_text() == text
+    path.write_text(json.dumps(document).replace('"duration_s": 3.0', '"duration_s": 1e999'))  # infinity, to Python
+    assert len(resumed(Counting())["models"]["counting"]["songs"]) == 3
+
+
 def test_a_full_disk_stops_the_run(resumed, songs, monkeypatch):
     from pyunetsep.evaluation.results import Results
 
@@ -363,6 +390,12 @@ def test_the_data_says_which_songs_are_for_testing(songs, tmp_path):
     assert list(results["models"]["mixture"]["songs"]) == ["third"]
     with pytest.raises(DataError, match="no song is in validation; of 3 there are 1 in train, 0 in validation, 2 in"):
         evaluate([songs], ["mixture"], options=QUICK, split="validation")
+
+
+def test_a_name_with_brackets_is_a_name(songs):
+    write_song(songs / "Song [live]")
+    results = evaluate([songs], ["mixture"], options=QUICK, only=["Song [live]"])
+    assert list(results["models"]["mixture"]["songs"]) == ["Song [live]"]
 
 
 def test_progress_counts_to_the_end(songs):

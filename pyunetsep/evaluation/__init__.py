@@ -8,8 +8,8 @@ shown in `tables` and `boxplot`. Nothing here imports torch, museval or mir_eval
 from .metrics import METRICS
 from .run import evaluate
 from .scoring import ScoringOptions
-from .song import STEMS, Song
+from .song import Song
 from .tables import table
 from .validation import validate
 
-__all__ = ["METRICS", "STEMS", "ScoringOptions", "Song", "evaluate", "table", "validate"]
+__all__ = ["METRICS", "ScoringOptions", "Song", "evaluate", "table", "validate"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data import STEMS
 from .metrics import BANDS, V4_SCORES
-from .song import STEMS
 
 Aggregates = dict[str, dict[str, dict[str, Any]]]  # metric -> stem -> name -> number
 

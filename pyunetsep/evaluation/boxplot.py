@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..audio.files import file_error
+from ..data import STEMS
 from ..song_files import StrPath
 from .aggregates import box_values
-from .song import STEMS
 
 TITLES = {
     "v4": "BSS Eval v4 SDR, a song's median",

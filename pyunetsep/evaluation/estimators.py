@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..audio import Wave
-from .song import STEMS, Song
+from ..data import STEMS
+from .song import Song
 
 if TYPE_CHECKING:
     from ..separator import Separator

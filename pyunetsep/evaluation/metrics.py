@@ -18,8 +18,8 @@ import importlib.metadata
 import importlib.util
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,9 +40,6 @@ METRICS = {  # in full, for whoever reads a table
     "band": "energy-ratio SDR less the mixture's, mono: below 4096 Hz, above, full band; mean and median over songs",
 }
 LIBRARIES = {"v4": "museval", "nsdr": "mir_eval"}  # that a metric needs
-# Where no filter can be found, as for a few pure tones, both libraries would go on with least squares, but look for
-# NumPy 1's name of the first error.
-SINGULAR = (np.linalg.LinAlgError, AttributeError)
 EXTRA = "pip install 'pyunetsep[evaluate]'"
 
 V3_RATE_HZ = BAND_RATE_HZ = 8192
@@ -86,7 +83,7 @@ def v4(song: Song, estimates: Waves) -> Scores:
     scores = np.full((len(V4_SCORES), len(references), bss.Framing(rate_hz, rate_hz, groups[0].shape[1]).nwin), np.nan)
     # a wave of which museval takes the channels' sum to be silent: it refuses to go on
     if all(wave.sum(-1).any() for group in groups for wave in group):
-        with suppress(*SINGULAR), np.errstate(divide="ignore", invalid="ignore"):
+        with _without_solution(), np.errstate(divide="ignore", invalid="ignore"):
             *scores[:], _ = bss.bss_eval(
                 *groups, window=rate_hz, hop=rate_hz, compute_permutation=False,
                 framewise_filters=False, bsseval_sources_version=False,
@@ -196,6 +193,21 @@ def _bands(wave: Wave, sample_rate_hz: int) -> dict[str, Wave]:
     }
 
 
+@contextmanager
+def _without_solution() -> Iterator[None]:
+    """Where no filter can be found, as for a few pure tones, what was to be computed stays as it is.
+
+    Both libraries would go on with least squares then, but ask for NumPy 1's name of the error while they handle it.
+    """
+    try:
+        yield
+    except np.linalg.LinAlgError:
+        pass
+    except AttributeError as error:
+        if not isinstance(error.__context__, np.linalg.LinAlgError):
+            raise
+
+
 def _median(values: np.ndarray) -> float:
     defined = values[~np.isnan(values)]
     return float(np.median(defined)) if defined.size else math.nan
@@ -206,7 +218,7 @@ def _bss_eval_v3(song: Song, estimates: Sequence[Wave]) -> np.ndarray:
     separation = _mir_eval_separation()
     references = np.concatenate(list(song.stems.values()))
     values = np.full((len(V3_SCORES), len(references)), np.nan)
-    with warnings.catch_warnings(), np.errstate(divide="ignore"), suppress(*SINGULAR):
+    with warnings.catch_warnings(), np.errstate(divide="ignore"), _without_solution():
         # that the module goes with 0.9 is why the extra says mir_eval<0.9
         warnings.filterwarnings("ignore", r"mir_eval\.separation\.", FutureWarning)
         *values[:], _ = separation.bss_eval_sources(references, np.concatenate(estimates), compute_permutation=False)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_atomically
 from ..audio.files import file_error
 from ..config import shown
 from ..errors import OutputExistsError
@@ -94,27 +93,21 @@ class Results:
         if self.path is None:
             return
         text = json.dumps(self.document, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         try:
-            try:
-                with open(temporary, "x", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_atomically(self.path, f"{text}\n".encode())
         except OSError as error:
             raise file_error(str(self.path), error) from None
 
     def _take_over(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = _plain(json.loads(path.read_bytes()))
             if not isinstance(found, dict) or found.get("format") != FORMAT or found.keys() != self.document.keys():
+                raise ValueError
+            if not all(isinstance(found[part], dict) for part in ("options", "versions", "models")):
                 raise ValueError
         except OSError as error:
             raise file_error(str(path), error) from None
-        except ValueError:  # no JSON, or not ours
+        except (ValueError, RecursionError):  # no JSON, or not ours
             self._refuse("is there, and holds no results of this program")
         for part in ("options", "versions"):
             there, here = found[part], self.document[part]
@@ -124,7 +117,22 @@ class Results:
                         f"holds results of other {part}: {name} is {shown(there.get(name))} there, "
                         f"{shown(here.get(name))} now"
                     )
+        try:
+            for model in found["models"].values():
+                self._check_scores(model)
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
+            self._refuse("is damaged")
         self.document["models"] = found["models"]  # what failed is tried again
+
+    def _check_scores(self, model: Any) -> None:
+        """Whether a model's part of a file can be gone on with; what is raised where it cannot follows from the damage.
+
+        Its aggregates are made anew at the end, so these can be: that covers all scores.
+        """
+        reports = list(model["songs"].values())
+        if not (isinstance(model["identity"], dict) and all(isinstance(report["files"], list) for report in reports)):
+            raise TypeError
+        aggregates(reports, self.document["options"]["metrics"])
 
     def _refuse(self, what: str) -> None:
         raise OutputExistsError(f"{self.path}: {what}; another file, or --overwrite (overwrite=True), starts anew")

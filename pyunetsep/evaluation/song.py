@@ -10,7 +10,6 @@ import numpy as np
 
 from ..audio import Resampler, Wave
 
-STEMS = ("vocals", "accompaniment")
 LEAST_PIECE_S = 1.0  # a shorter rest at a song's end is not scored
 SILENCE = 1e-6  # of the mixture's energy (-60 dB): a stem with less is what a codec or a microphone left of silence
 

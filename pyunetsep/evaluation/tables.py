@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..data import STEMS
 from .metrics import BANDS
-from .song import STEMS
 
 COLUMNS = {  # metric -> heading -> key of the aggregates
     "v4": {"SDR": "sdr", "SIR": "sir", "ISR": "isr", "SAR": "sar", "SDR heard": "heard_sdr"},

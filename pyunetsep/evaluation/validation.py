@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data import STEMS
 from .metrics import improvement
-from .song import STEMS, Song, piece_slices
+from .song import Song, piece_slices
 
 if TYPE_CHECKING:
     from ..separator import Separator
