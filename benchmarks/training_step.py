@@ -25,10 +25,9 @@ from harness import all_threads, save
 
 from pyunetsep.benchmark import alternate
 from pyunetsep.config import to_dict
-from pyunetsep.data import Recording, Track
+from pyunetsep.data import STEMS, Recording, Track
 from pyunetsep.training.config import TrainingConfig, merged
 from pyunetsep.training.examples import Examples
-from pyunetsep.training.sampling import STEMS
 from pyunetsep.training.trainer import Trainer
 from pyunetsep.unet import UNet
 

@@ -20,12 +20,12 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .atomic import write_atomically
 from .config import ModelConfig, from_dict, shown, to_dict
 from .errors import CheckpointError
 
@@ -120,7 +120,9 @@ def save_checkpoint(
     _check_values(tensors)
     document = {"format": FORMAT, "architecture": ARCHITECTURE, "config": to_dict(config), "info": to_dict(info)}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    write_atomically(Path(path), safetensors.torch.save(tensors, {"pyunetsep": text}))
+    content = safetensors.torch.save(tensors, {"pyunetsep": text})
+    with blaming(path):
+        write_atomically(Path(path), content)
 
 
 def compact_state(network: UNet) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     import safetensors
     import safetensors.torch
 
-    with _blaming(path), open(path, "rb") as file:
+    with blaming(path), open(path, "rb") as file:
         header = _read_header(file)
         shapes = tensor_shapes(header.config)
         _check_names(header.tensors, shapes)
@@ -166,7 +168,7 @@ def read_info(path: str | os.PathLike[str]) -> tuple[ModelConfig, ModelInfo]:
     Raises:
         CheckpointError: the header is missing, damaged, or not that of a model of this package.
     """
-    with _blaming(path), open(path, "rb") as file:
+    with blaming(path), open(path, "rb") as file:
         header = _read_header(file)
     return header.config, header.info
 
@@ -180,7 +182,7 @@ def tensor_digest(path: str | os.PathLike[str]) -> str:
         CheckpointError: the file is damaged, or not a model of this package.
     """
     digest = hashlib.sha256()
-    with _blaming(path), open(path, "rb") as file:
+    with blaming(path), open(path, "rb") as file:
         header = _read_header(file)
         offsets, offset = {}, header.data_offset
         for name, stored in header.tensors.items():
@@ -326,7 +328,7 @@ def _are_sizes(values: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _blaming(path: str | os.PathLike[str]) -> Iterator[None]:
+def blaming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Makes what goes wrong inside a CheckpointError that begins with the path."""
     try:
         yield
@@ -334,16 +336,3 @@ def _blaming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{os.fspath(path)}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with _blaming(path):
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pyunetsep.data import Recording, Track
+from pyunetsep.data import STEMS, Recording, Track
 from pyunetsep.errors import DataError
 from pyunetsep.training import augmentation
 from pyunetsep.training.config import merged
 from pyunetsep.training.examples import Examples
-from pyunetsep.training.sampling import STEMS, Sampler, generator
+from pyunetsep.training.sampling import Sampler, generator
 
 from .synthesis import RATE_HZ, band, voice
 

@@ -6,9 +6,10 @@ import argparse
 import json
 import math
 import sys
-from typing import Any
+from contextlib import closing
 
 from .exit_codes import DONE, SOME_FAILED
+from .progress import ProgressBar
 
 SPLITS = ("all", "train", "validation", "test")
 METRICS = ("v4", "sdr", "nsdr", "band")
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         check_plot(args.plot)
     options = ScoringOptions(metrics=args.metrics, piece_s=args.piece, equal_levels=args.equal_levels, exact=args.exact)
-    with _ProgressBar() as bar:
+    with closing(_ProgressBar()) as bar:
         try:
             results = evaluate(
                 args.data,
@@ -128,38 +129,15 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if results["failed"] else DONE
 
 
-class _ProgressBar:
-    """One bar for all songs, on a terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+class _ProgressBar(ProgressBar):
+    """One bar for all songs."""
 
     def show(self, done: int, total: int, what: str) -> None:
         if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=total,
-                leave=False,
-                disable=not sys.stderr.isatty(),
-                file=sys.stderr,
-                bar_format="{percentage:3.0f}% |{bar}| {desc}{remaining} left",
-            )
+            self.begin(total=total, bar_format="{percentage:3.0f}% |{bar}| {desc}{remaining} left")
         self.bar.set_description_str(f"{what}, " if what else "", refresh=False)
-        self.bar.update(done - self.bar.n)
+        self.reach(done)
         self.bar.refresh()
-
-    def say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        print(text, file=sys.stderr)
 
 
 def _metrics(text: str) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputExistsError
 from .exit_codes import DONE, SOME_FAILED
+from .progress import ProgressBar
 
 if TYPE_CHECKING:
     from ..separator import FileResult
@@ -154,9 +155,9 @@ def run(args: argparse.Namespace) -> int:
         if to_stdout:
             output = stack.enter_context(tempfile.TemporaryDirectory())
             names[output + os.sep] = "standard output: "
+        bar = stack.enter_context(closing(_ProgressBar(len(songs), separator.device.type, shown)))
         stack.enter_context(warnings.catch_warnings())
-        warnings.showwarning = lambda message, *_, **__: _say(f"pyunetsep: warning: {shown(message)}")
-        bar = stack.enter_context(_ProgressBar(len(songs), separator.device.type, shown))
+        warnings.showwarning = lambda message, *_, **__: bar.say(f"pyunetsep: warning: {shown(message)}")
         results = []
         try:
             for result in separator.separate_files(songs, output, progress=bar.show, **options):
@@ -174,50 +175,33 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if any(result.error for result in results) else DONE
 
 
-class _ProgressBar:
+class _ProgressBar(ProgressBar):
     """One bar a song on a terminal, and a line when it is done; nothing in a pipe but errors."""
 
     def __init__(self, songs: int, device: str, shown: Callable[[object], str]) -> None:
-        from tqdm import tqdm
-
+        super().__init__()
         self.songs, self.device, self.shown, self.finished = songs, device, shown, 0
-        self.bar: Any = None
-        self.make = lambda total_s: tqdm(
-            total=round(total_s, 1),
-            leave=False,
-            disable=not sys.stderr.isatty(),
-            file=sys.stderr,
-            desc=f"song {self.finished + 1} of {self.songs}" if self.songs > 1 else "separating",
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left",
-        )
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._close()
 
     def show(self, done_s: float, total_s: float) -> None:
         if self.bar is None:
-            self.bar = self.make(total_s)
-        self.bar.update(done_s - self.bar.n)
+            self.begin(
+                total=round(total_s, 1),
+                desc=f"song {self.finished + 1} of {self.songs}" if self.songs > 1 else "separating",
+                bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left",
+            )
+        self.reach(done_s)
 
     def finish(self, result: FileResult) -> None:
-        self._close()
+        self.close()
         self.finished += 1
         song = self.shown(result.path)
         if result.error is not None:
             message = self.shown(result.error)
-            _say(f"pyunetsep: error: {message if message.startswith(song) else f'{song}: {message}'}")
+            self.say(f"pyunetsep: error: {message if message.startswith(song) else f'{song}: {message}'}")
         elif sys.stderr.isatty():
             written = [self.shown(path) for name, path in result.outputs.items() if name not in result.skipped]
             speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s on the {self.device}"
-            _say(f"{song}: {', '.join(written) or 'nothing to do'} ({speed})")
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+            self.say(f"{song}: {', '.join(written) or 'nothing to do'} ({speed})")
 
 
 def _seconds(text: str) -> float:
@@ -244,7 +228,3 @@ def _as_json(song: str, result: FileResult, shown: Callable[[object], str]) -> d
         "peaks": result.peaks,
         "error": None if error is None else {"type": type(error).__name__, "message": shown(error)},
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

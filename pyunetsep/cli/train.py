@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import typing
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .exit_codes import DONE
+from .progress import ProgressBar
 
 if TYPE_CHECKING:
     from ..training.config import TrainingConfig
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    with _ProgressBar() as bar:
+    with closing(_ProgressBar()) as bar:
         try:
             result = train(
                 config,
@@ -156,34 +157,17 @@ def _run(args: argparse.Namespace) -> int:
     return DONE
 
 
-class _ProgressBar:
-    """A bar on a terminal; in a pipe, lines alone."""
+class _ProgressBar(ProgressBar):
+    """A bar for each thing that is counted."""
 
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.counted = ""
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    counted = ""
 
     def show(self, counted: str, done: int, total: int, said: str) -> None:
         if self.bar is None or counted != self.counted:
-            from tqdm import tqdm
-
-            if self.bar is not None:
-                self.bar.close()
-            self.counted, shown = counted, sys.stderr.isatty()
-            self.bar = tqdm(
-                total=total, initial=done - 1, desc=counted, unit="", file=sys.stderr, disable=not shown, leave=False
-            )
+            self.counted = counted
+            self.begin(total=total, initial=done - 1, desc=counted, unit="")
         self.bar.set_postfix_str(said, refresh=False)
-        self.bar.update(done - self.bar.n)
+        self.reach(done)
 
-    def say(self, message: str) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        print(f"pyunetsep: {message}", file=sys.stderr)
+    def say(self, text: str) -> None:
+        super().say(f"pyunetsep: {text}")

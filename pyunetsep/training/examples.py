@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Recording
+from ..data import STEMS, Recording
 from ..spectrogram import Spectrogram
 from . import augmentation
 from .config import TrainingConfig
-from .sampling import STEMS, Draw, Sampler
+from .sampling import Draw, Sampler
 
 BLOCK = 1 << 20
 GPU_SHARE = 0.4  # of a GPU's free memory that the recordings may take

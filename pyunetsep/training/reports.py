@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..atomic import replacing, write_atomically
 from ..audio import AudioFormat, AudioWriter
 from ..separator import Separator
 
@@ -26,9 +26,7 @@ class Log:
         self.path = path
         self.events = [event for event in _events(path) if event["step"] <= step]
         text = "".join(json.dumps(event) + "\n" for event in self.events)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, text.encode())
 
     def write(self, **event: Any) -> None:
         event = {name: _finite(value) for name, value in event.items()}
@@ -80,9 +78,8 @@ def plot_curves(events: list[dict[str, Any]], path: Path) -> None:
     above.set_title("training loss", loc="left", fontsize=11)
     below.set_title("validation: signal-to-distortion ratio over that of the mixture, dB", loc="left", fontsize=11)
     below.set_xlabel("step")
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def write_example(separator: Separator, mixture: np.ndarray, folder: Path) -> None:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data import Recording
+from ..data import STEMS, Recording
 from ..errors import DataError
 from .config import AugmentationConfig, TrainingConfig
 
-STEMS = ("vocals", "accompaniment")
 LONGEST_S = {"vocals": 300.0, "accompaniment": 600.0}  # no recording counts for more when it is drawn by length
 SPEECH_WEIGHT = 0.3  # of a second of speech, to one of singing
 LEVEL_DB = 6.0  # mixtures are louder or softer by up to this

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import parse_json, write_atomically
+from ..atomic import write_atomically
+from ..checkpoint import blaming, parse_json
 from ..config import from_dict, shown, to_dict
 from ..errors import CheckpointError
 from .config import TrainingConfig
@@ -63,7 +64,9 @@ def save_state(path: Path, state: State) -> None:
         "position": dataclasses.asdict(state.position),
     }
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors.items()}
-    write_atomically(path, safetensors.torch.save(tensors, {KEY: json.dumps(document, sort_keys=True)}))
+    content = safetensors.torch.save(tensors, {KEY: json.dumps(document, sort_keys=True)})
+    with blaming(path):
+        write_atomically(path, content)
 
 
 def load_state(path: Path) -> State:
