@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -229,9 +230,11 @@ class Segment:
     @cached_property
     def overlap(self) -> int:
         """Frames of a patch that are cross-faded with the next one."""
-        # a multiple of the network's stride: its answer depends on where a patch lies on that grid
+        # a multiple of the network's stride: its answer depends on where a patch lies on that grid; at least the share
+        # that was asked for, where half a patch allows it
         stride = self.model.unet.stride
-        return round(self.config.overlap * self.model.patch_frames / stride) * stride
+        wanted = math.ceil(self.config.overlap * self.model.patch_frames / stride - 1e-9)
+        return min(wanted, self.model.patch_frames // 2 // stride) * stride
 
     @cached_property
     def patch_stride(self) -> int:

@@ -438,7 +438,7 @@ def _recordings(
         whole = [track for track in tracks if track.kind == "song"]
         songs[side] = load(whole) if whole else []
     held_out = [*songs["validation"], *songs["test"]]
-    leaks = shared_accompaniments(held_out, recordings, progress=count("pieces compared"))
+    leaks = shared_accompaniments(held_out, recordings, progress=count("pieces compared"), cache=cache)
     for train_track, held_out_track, score in leaks:
         notify(f"{train_track} shares its accompaniment with {held_out_track} ({score:.2f}): trained without it")
     recordings = without_leaks(recordings, leaks)
