@@ -187,10 +187,38 @@ def extension() -> str:
     return f"| highs, median of {excerpts} excerpts | vocals below 11 kHz | vocals above |\n| --- | --- | --- |\n{rows}"
 
 
+def training() -> str:
+    data = load("training_step_cpu")
+    results, steps = data["results"], data["results"]["steps"]
+    slowest = next(iter(steps.values()))["median_s"]
+    rows = []
+    for name, row in steps.items():
+        median_s = row["median_s"]
+        cells = (name, seconds(median_s), f"{slowest / median_s:.2f}", f"{row['above_imports_mib']:.0f} MiB")
+        rows.append(f"| {' | '.join(cells)} |")
+    what = f"a step of {results['batch']} examples, both networks, {results['threads']} threads"
+    header = f"| {what} | median | ratio | peak memory |\n| --- | --- | --- | --- |\n"
+    return header + "\n".join(rows)
+
+
+def quality() -> str:
+    results = load("quality")["results"]
+    karaoke, songs = results["karaoke"]["models"], results["songs"]["models"]
+    rows = []
+    for name, row in karaoke.items():
+        cells = [f"{row[stem]['gnsdr']:.2f} dB" for stem in ("vocals", "accompaniment")]
+        cells += [f"{songs[name]['vocals'][f'{band}_mean']:.2f} dB" for band in ("low", "high", "full")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return (
+        "| | karaoke, vocals | karaoke, accompaniment | song, vocals below 4 kHz | above | full band |\n"
+        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows)
+    )
+
+
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for table in (networks, songs, kernels, gpu, fidelity, precisions, extension):
+    for table in (networks, songs, kernels, gpu, fidelity, precisions, extension, training, quality):
         marker = table.__name__
         parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
         if len(parts) != 2:
