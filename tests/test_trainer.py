@@ -192,6 +192,16 @@ def test_only_the_last_blocks_learn_if_the_others_are_frozen(recordings):
     assert changed == {"decoder.1.conv.weight", "decoder.1.conv.bias"}
 
 
+def test_a_start_may_drop_another_share(recordings):
+    start = trainer(recordings, dropout=0.5).checkpoint(INFO)
+    tuned = trainer(recordings, dropout=0.25, start=start)
+    assert [layer.probability for layer in tuned.layers["vocals"]] == [0.25, 0.25]
+    before, after = (
+        model.networks["vocals"].encoder_blocks[0].conv.weight for model in (start, tuned.checkpoint(INFO))
+    )
+    assert torch.equal(before, after)
+
+
 def test_a_model_of_another_architecture_is_no_start(recordings):
     with pytest.raises(CheckpointError, match="another architecture than the preset jansson2017: its unet is"):
         trainer(recordings, start=checkpoint())
@@ -207,7 +217,7 @@ def test_a_complement_lets_through_what_the_other_stem_does_not(preset):
     network = UNet(config.model.unet).eval()
     start = Checkpoint(dataclasses.replace(config.model, stems=("vocals",)), INFO, {"vocals": network})
     magnitude = torch.rand(1, config.model.unet.input_channels, 64, 64)
-    made = complements(config, start)["accompaniment"]
+    made = complements(config, start)["accompaniment"].eval()
     torch.testing.assert_close(made(magnitude) + network(magnitude), torch.ones_like(magnitude))
     with pytest.raises(CheckpointError, match="has no network for accompaniment, only for vocals"):
         complements(merged({**SMALL, "preset": preset, "stems": ["vocals"]}), start)

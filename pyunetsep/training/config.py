@@ -64,6 +64,7 @@ class TrainingConfig(Checked):
     warmup_steps: int = _option(100, "steps over which the learning rate rises")
     weight_decay: float = _option(0.0, "AdamW's; 0 is Adam")
     clip_norm: float = _option(0.0, "largest norm of a network's gradient; 0 leaves it alone")
+    dropout: float = _option(0.5, "share of elements that the decoder's first blocks drop (the paper's: 0.5)")
     average_decay: float = _option(0.999, "of the moving average of the weights, which is what is validated and saved")
     precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "of the convolutions; float16 on a GPU")
     compile: bool = _option(False, "compile the networks with torch.compile")
@@ -112,7 +113,7 @@ class TrainingConfig(Checked):
         preset = PRESETS[self.preset]
         channels = self.channels or preset.unet.channels
         blocks = min(preset.unet.dropout_blocks, len(channels))
-        unet = dataclasses.replace(preset.unet, channels=channels, dropout_blocks=blocks)
+        unet = dataclasses.replace(preset.unet, channels=channels, dropout=self.dropout, dropout_blocks=blocks)
         return dataclasses.replace(preset, stems=self.stems or preset.stems, unet=unet)
 
 

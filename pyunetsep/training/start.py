@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+from typing import Any
 
 import torch
 
@@ -15,6 +16,8 @@ from .examples import Examples
 from .transfer import check_transfer, transferred
 
 CALIBRATION_EXAMPLES = 16
+# What makes no difference to a trained network.
+TRAINING_ONLY: dict[str, Any] = {"dropout": 0.0, "dropout_blocks": 0, "norm_momentum": 0.0}
 OTHER = {"vocals": "accompaniment", "accompaniment": "vocals"}
 
 
@@ -57,7 +60,7 @@ def started(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
     """Copies of a model's networks, those that are trained."""
     _check_stems(start, config.model.stems)
     _check_architecture(config, start)
-    return {stem: copy.deepcopy(start.networks[stem]) for stem in config.model.stems}
+    return {stem: _copied(start.networks[stem], config) for stem in config.model.stems}
 
 
 @torch.no_grad()
@@ -68,7 +71,7 @@ def complements(config: TrainingConfig, start: Checkpoint) -> dict[str, UNet]:
     """
     _check_stems(start, [OTHER[stem] for stem in config.model.stems])
     _check_architecture(config, start)
-    networks = {stem: copy.deepcopy(start.networks[OTHER[stem]]) for stem in config.model.stems}
+    networks = {stem: _copied(start.networks[OTHER[stem]], config) for stem in config.model.stems}
     for network in networks.values():
         last = network.head if network.config.head == "dilated" else network.decoder_blocks[-1].conv
         for parameter in last.parameters():
@@ -93,8 +96,18 @@ def _check_stems(start: Checkpoint, wanted: tuple[str, ...] | list[str]) -> None
 def _check_architecture(config: TrainingConfig, start: Checkpoint) -> None:
     for part in ("unet", "spectrogram", "normalisation"):
         given, wanted = getattr(start.config, part), getattr(config.model, part)
+        if part == "unet":
+            given, wanted = (dataclasses.replace(unet, **TRAINING_ONLY) for unet in (given, wanted))
         if given != wanted:
             raise CheckpointError(
                 f"{start.info.name}: is a model of another architecture than the preset {config.preset}: its {part} is "
                 f"{given}, not {wanted}"
             )
+
+
+def _copied(network: UNet, config: TrainingConfig) -> UNet:
+    """The same weights in a network that trains as the configuration says."""
+    with torch.random.fork_rng(devices=[]):
+        copied = UNet(config.model.unet)
+    copied.load_state_dict(network.state_dict())
+    return copied
