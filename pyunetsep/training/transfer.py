@@ -10,8 +10,7 @@ undo another's difference:
 - channels of the input that a mono network has not are added up.
 
 What is left (edges, the shift of half a sample between the two alignments, the time scale: a frame here is four there)
-is for training to close. Trained for 800 steps of 16 on the same examples, the vocals network that started so scores
-higher on validation songs than the one that started at random; `benchmarks/results/training_choices.json` has both.
+is for training to close. How much it is worth after a short run, `benchmarks/training_choices.py` measures.
 """
 
 from __future__ import annotations
