@@ -76,6 +76,7 @@ format: $(STAMP) ## sort imports, lay out Python, and C++ where there is clang-f
 bench: $(STAMP) ## measure speed, and quality where REFERENCE= and SONGS= are given; renew the README's tables
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/unet_cpu.py
+	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/separate_cpu.py $${SPLEETER:+--spleeter "$$SPLEETER"}
 	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-json=benchmarks/results/ops_cpu.json
 	if [ -n "$$REFERENCE" ]; then $(BIN)/python benchmarks/fidelity.py "$$REFERENCE"; fi

@@ -27,10 +27,15 @@ def load(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
+def load_if_measured(name: str) -> Any | None:
+    """None where nothing was measured yet."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return load(name) if path.exists() else None
+
+
 def load_gpu(name: str) -> Any | None:
     """None where nothing was measured on a GPU."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    data = json.loads(path.read_text()) if path.exists() else None
+    data = load_if_measured(name)
     return None if data is None or data["results"]["dry_run"] else data
 
 
