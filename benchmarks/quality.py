@@ -15,9 +15,9 @@ from typing import Any
 
 from harness import HERE, save
 
+from pyunetsep.data import STEMS
 from pyunetsep.evaluation import ScoringOptions, evaluate
 
-STEMS = ("vocals", "accompaniment")
 YARDSTICKS = {"mixture": "mixture", "ideal ratio mask": "oracle"}
 
 
@@ -49,30 +49,23 @@ def main() -> None:
     models = {**YARDSTICKS, **dict(text.split("=", 1) for text in args.model)}
     kept = HERE.parent / "build" / args.name
     results: dict[str, Any] = {}
-    if args.karaoke:
-        options = ScoringOptions(metrics=("nsdr",), equal_levels=True)
-        document = scores(args.data, args.karaoke, models, options, kept / "karaoke.json")
-        results["karaoke"] = {"songs": args.karaoke, "metric": document["metrics"]["nsdr"], "models": {}}
-        for name, model in models.items():
-            entry = document["models"][model]
-            results["karaoke"]["models"][name] = {
-                **{stem: entry["aggregates"]["nsdr"][stem] for stem in STEMS},
-                "identity": entry["identity"],
-                "gnsdr_by_song": {
-                    song: {stem: song_mean(report["nsdr"], stem) for stem in STEMS}
-                    for song, report in entry["songs"].items()
-                },
-            }
-    if args.songs:
-        options = ScoringOptions(metrics=("band",))
-        document = scores(args.data, args.songs, models, options, kept / "songs.json")
-        results["songs"] = {"songs": args.songs, "metric": document["metrics"]["band"], "models": {}}
-        for name, model in models.items():
-            entry = document["models"][model]
-            results["songs"]["models"][name] = {
-                **{stem: entry["aggregates"]["band"][stem] for stem in STEMS},
-                "identity": entry["identity"],
-            }
+    for kind, only, options in (
+        ("karaoke", args.karaoke, ScoringOptions(metrics=("nsdr",), equal_levels=True)),
+        ("songs", args.songs, ScoringOptions(metrics=("band",))),
+    ):
+        if only:
+            (metric,) = options.metrics
+            document = scores(args.data, only, models, options, kept / f"{kind}.json")
+            results[kind] = {"songs": only, "metric": document["metrics"][metric], "models": {}}
+            for name, model in models.items():
+                entry = document["models"][model]
+                row = {**{stem: entry["aggregates"][metric][stem] for stem in STEMS}, "identity": entry["identity"]}
+                if kind == "karaoke":
+                    row["gnsdr_by_song"] = {
+                        song: {stem: song_mean(report[metric], stem) for stem in STEMS}
+                        for song, report in entry["songs"].items()
+                    }
+                results[kind]["models"][name] = row
     for kind, part in results.items():
         for name, row in part["models"].items():
             keys = ("gnsdr", "gsir", "gsar") if kind == "karaoke" else ("low_mean", "high_mean", "full_mean")

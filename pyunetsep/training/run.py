@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 
 from .. import __version__, models
-from ..checkpoint import Checkpoint, ModelInfo, compact_state, save_checkpoint, write_atomically
+from ..atomic import write_atomically
+from ..checkpoint import Checkpoint, ModelInfo, compact_state, save_checkpoint
 from ..config import shown, to_dict
 from ..data import (
+    STEMS,
     Recording,
     Split,
     Track,
@@ -49,7 +51,6 @@ from .config import TrainingConfig, merged, read_toml, to_toml
 from .distributed import joined, local_device
 from .examples import Examples
 from .reports import Log, plot_curves, write_example
-from .sampling import STEMS
 from .start import starting_model, starting_networks
 from .state import Position, State, load_state, save_state
 from .trainer import StepReport, Trainer, check_options, learning_rate
@@ -102,7 +103,7 @@ def train(
         resume: go on with the run in `output` where it was stopped; a run that is not there begins.
         strict: a recording that cannot be used stops the run, which otherwise names it and goes on without.
         tensorboard: also write events for TensorBoard into `output`.
-        progress: called with ("recordings" or "steps", done, in all, something to say).
+        progress: called with (what is counted, done, in all, something to say).
         notify: is given lines of text.
     Raises:
         DataError: the data cannot be used. OutputExistsError: `output` has a run already, and not `resume`.
