@@ -22,6 +22,7 @@ from pyunetsep.audio import (
     AudioWriter,
     Resampler,
     extension,
+    files,
     output_format,
     spool_stdin,
     writing,
@@ -736,21 +737,44 @@ def test_a_disk_that_becomes_full(tmp_path, format):
     assert folder_of(tmp_path) == []
 
 
-def test_an_interrupt_while_libsndfile_writes_is_an_interrupt(tmp_path, monkeypatch):
-    def interrupted(path):
-        temporary, file = create(path)
+@contextlib.contextmanager
+def interrupted_before_the_first_line_of(function):
+    """As by a signal that comes while libsndfile runs: Python raises when the next callback begins."""
 
-        class Interrupted(io.BufferedRandom):
-            def write(self, data):
-                raise KeyboardInterrupt
+    def tracer(frame, event, _):
+        if event == "call" and frame.f_code is function.__code__:
+            sys.settrace(None)
+            raise KeyboardInterrupt
 
-        return temporary, Interrupted(file.detach())
+    tracing = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        yield
+        assert sys.gettrace() is None, f"{function.__qualname__} was not called"
+    finally:
+        sys.settrace(tracing)
 
-    create = writing._create_beside
-    monkeypatch.setattr(writing, "_create_beside", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a.wav", noise())
+
+@pytest.mark.parametrize("callback", ["write", "seek", "tell"])
+def test_an_interrupt_while_libsndfile_writes_is_an_interrupt(tmp_path, capfd, callback):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        interrupted_before_the_first_line_of(getattr(files.GuardedFile, callback)),
+    ):
+        write(tmp_path / "a.flac", noise(), AudioFormat("FLAC", "PCM_16"))
     assert folder_of(tmp_path) == []
+    assert capfd.readouterr().err == ""  # where cffi would tell of an exception that it drops
+
+
+@pytest.mark.parametrize("callback", ["get_filelen", "read", "seek", "tell"])
+def test_an_interrupt_while_libsndfile_reads_is_an_interrupt(tmp_path, capfd, callback):
+    write(tmp_path / "a.wav", noise())
+    with (
+        pytest.raises(KeyboardInterrupt),
+        interrupted_before_the_first_line_of(getattr(files.GuardedFile, callback)),
+    ):
+        read(tmp_path / "a.wav")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("format", [WAV_16, AudioFormat("WAV", "FLOAT"), AudioFormat("WAVEX", "PCM_24")], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -29,10 +30,11 @@ def file_error(path: str, reason: Exception | str) -> AudioFileError:
 
 
 class GuardedFile:
-    """The file object that libsndfile's callbacks see.
+    """A file that libsndfile reads or writes by callbacks of its SF_VIRTUAL_IO, of which no error is lost.
 
     cffi prints and drops an exception that leaves a callback, and libsndfile takes the 0 that it returns instead
-    for the end of the file. So nothing is raised here: the first exception is kept, and `check` raises it.
+    for the end of the file. So cffi's `onerror` keeps the first one here, and `check` raises it. That a callback
+    catches its own would not do: an interrupt also comes before its first line.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -46,42 +48,42 @@ class GuardedFile:
         if error is not None:
             raise error
 
-    def readinto(self, buffer: Any) -> int:
-        try:
-            count = cast("io.RawIOBase", self._file).readinto(buffer) or 0
-        except BaseException as error:
-            return self._keep(error)
-        self.reached_end |= count < len(buffer)
-        return count
+    def virtual_io(self) -> Any:
+        """libsndfile's SF_VIRTUAL_IO of the five functions below."""
+        ffi = soundfile._ffi
+        self._callbacks = {  # kept: libsndfile holds nothing but their addresses
+            name: ffi.callback(f"sf_vio_{name}", getattr(self, name), onerror=self._keep)
+            for name in ("get_filelen", "seek", "read", "write", "tell")
+        }
+        return ffi.new("SF_VIRTUAL_IO*", self._callbacks)
 
-    def read(self, size: int = -1) -> bytes:  # soundfile asks whether it is there, and calls readinto
-        raise NotImplementedError
+    def get_filelen(self, _: object) -> int:
+        position = self._file.tell()
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(position)
+        return end
 
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except BaseException as error:
-            return self._keep(error)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    def seek(self, offset: int, whence: int, _: object) -> int:
         try:
             return self._file.seek(offset, whence)
-        except ValueError:  # before the start: a damaged header, on which libsndfile has its own opinion
-            return self.tell()
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno == errno.EINVAL:
-                return self.tell()
-            return self._keep(error)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            return self._file.tell()  # before the start: a damaged header, on which libsndfile has its own opinion
 
-    def tell(self) -> int:
-        try:
-            return self._file.tell()
-        except BaseException as error:
-            return self._keep(error)
+    def read(self, data: Any, size: int, _: object) -> int:
+        count = cast("io.RawIOBase", self._file).readinto(soundfile._ffi.buffer(data, size)) or 0
+        self.reached_end |= count < size
+        return count
 
-    def _keep(self, error: BaseException) -> int:
+    def write(self, data: Any, size: int, _: object) -> int:
+        return self._file.write(soundfile._ffi.buffer(data, size)[:])
+
+    def tell(self, _: object) -> int:
+        return self._file.tell()
+
+    def _keep(self, _: object, error: BaseException, __: object) -> None:
         self._error = self._error or error
-        return 0
 
 
 class SplicedFile(io.RawIOBase):
@@ -122,15 +124,26 @@ class SplicedFile(io.RawIOBase):
         return count
 
 
-def sequential_sound_file(*arguments: Any, **options: Any) -> soundfile.SoundFile:
-    """A `SoundFile` that reads and writes straight on.
+def sequential_sound_file(file: GuardedFile, mode: str = "r", **options: Any) -> soundfile.SoundFile:
+    """A `SoundFile` that reads and writes straight on, and keeps the errors of its file in `file`."""
+    return _sequential_sound_file_class()(file, mode, **options)
 
-    soundfile seeks after every read and write to the place where libsndfile is anyway. That seek is inexact near
-    the end of Ogg files (small reads of Opus gave other samples) and fails in FLAC files of unknown length.
-    """
-    file = soundfile.SoundFile(*arguments, **options)
-    file.seekable = lambda: False
-    return file
+
+@functools.cache
+def _sequential_sound_file_class() -> type[soundfile.SoundFile]:
+    class SequentialSoundFile(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            """Not for soundfile, which would seek after every read and write to the place where libsndfile is anyway.
+
+            That is inexact near the end of Ogg files (small reads of Opus gave other samples) and fails in FLAC
+            files of unknown length.
+            """
+            return False
+
+        def _init_virtual_io(self, file: GuardedFile) -> Any:
+            return file.virtual_io()
+
+    return SequentialSoundFile
 
 
 class SampleQueue:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..errors import AudioFormatError
-from .files import sequential_sound_file
+from .files import GuardedFile, sequential_sound_file
 from .libsndfile import soundfile
 
 # libsndfile's scale runs from 0 (best) to 1. LAME's V0 (~250 kbit/s, no low-pass), Vorbis quality 9 (~350 kbit/s)
@@ -151,9 +151,10 @@ def _fits(format: AudioFormat, sample_rate_hz: int, channels: int, samples: int 
     if format.subtype not in _subtypes(format.container):
         return False
     memory = io.BytesIO()
+    guard = GuardedFile(memory)
     try:
         with sequential_sound_file(
-            memory,
+            guard,
             "w",
             samplerate=sample_rate_hz,
             channels=channels,
@@ -163,7 +164,9 @@ def _fits(format: AudioFormat, sample_rate_hz: int, channels: int, samples: int 
         ) as writer:
             writer.write(np.zeros((samples, channels), np.float32))
         memory.seek(0)
-        with soundfile.SoundFile(memory) as reader:
-            return (reader.samplerate, reader.channels) == (sample_rate_hz, channels)
+        with sequential_sound_file(guard) as reader:
+            fits = (reader.samplerate, reader.channels) == (sample_rate_hz, channels)
     except (soundfile.SoundFileError, OverflowError, TypeError, ValueError):
-        return False
+        fits = False
+    guard.check()
+    return fits

@@ -200,7 +200,7 @@ class _LibsndfileDecoder:
         file.seek(0)
         self._guard = GuardedFile(file)
         try:
-            self._file = sequential_sound_file(cast(Any, self._guard))
+            self._file = sequential_sound_file(self._guard)
         except soundfile.LibsndfileError:
             self._guard.check()
             if extent is not None and cut_chunk:
@@ -214,6 +214,7 @@ class _LibsndfileDecoder:
         frames = self._file.frames
         self.samples: int | None = None if frames > _UNKNOWN else frames
         try:
+            self._guard.check()
             if extent is not None and extent.promised is not None and cut_chunk:
                 frame_bytes = SAMPLE_BYTES.get(self.format.subtype, 0) * self.channels
                 if frame_bytes:

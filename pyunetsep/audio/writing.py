@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import stat
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class AudioWriter:
         self._guard = GuardedFile(self._raw)
         try:
             self._file = sequential_sound_file(
-                cast(Any, self._guard),
+                self._guard,
                 "w",
                 samplerate=sample_rate_hz,
                 channels=channels,
