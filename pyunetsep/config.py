@@ -198,7 +198,9 @@ class SeparatorConfig(Checked):
     overlap: float = 0.25  # share of a patch that is cross-faded with the next one
     grids: int | None = None  # frame grids, shifted by hop / grids each; None: as many as an even resynthesis needs
     additive: bool = True  # ratio masks, and the last stem is the mixture less the others: the sum is the mixture
-    mask_extension: Literal["zeros", "average", "upper"] = "upper"  # the mask outside the network's band
+    # The mask above the network's band: none, or in each frame the mean of the masks of the whole band, or of its upper
+    # 4 kHz.
+    mask_extension: Literal["zeros", "average", "upper"] = "upper"
     # The masks of a song of several channels whose networks take one: one of its own for each, which keeps apart what
     # is panned, or one for all, from the middle (their mean), which takes the networks half the work in stereo.
     # Networks that take more channels than one hear them together, and make no use of it.

@@ -18,7 +18,7 @@ from .spectrogram import Spectrogram, default_grids, join_patches, split_patches
 from .unet import UNet
 from .unet_plan import UNetPlan
 
-UPPER_BAND = 0.25  # share of the network's band whose masks speak for the bins above it
+UPPER_BAND_HZ = 4096  # of the network's band, from its upper edge down: the masks that speak for the bins above it
 
 
 def make_spectrogram(
@@ -304,7 +304,10 @@ class Segment:
         if self.config.mask_extension == "zeros":
             return masks.new_zeros(masks.shape[:-1])
         bins = masks.shape[-1]
-        averaged = bins if self.config.mask_extension == "average" else max(1, round(UPPER_BAND * bins))
+        averaged = bins
+        if self.config.mask_extension == "upper":
+            bin_hz = self.model.spectrogram.sample_rate_hz / self.model.spectrogram.n_fft
+            averaged = min(bins, max(1, round(UPPER_BAND_HZ / bin_hz)))
         return masks[..., bins - averaged :].mean(-1)
 
 

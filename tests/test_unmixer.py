@@ -103,6 +103,16 @@ def test_ratio_masks_share_out_the_whole_mixture(model):
         torch.testing.assert_close(gains.sum(0), torch.ones_like(gains[0]))
 
 
+@pytest.mark.parametrize(("sample_rate_hz", "is_all"), [(8_000, True), (32_000, False)])
+def test_the_upper_4_khz_of_the_band_speak_for_the_bins_above_it(sample_rate_hz, is_all):
+    """Of a band that ends at 2 kHz that is all, of one to 8 kHz the upper half."""
+    spectrogram = dataclasses.replace(SPLEETER_LIKE.spectrogram, sample_rate_hz=sample_rate_hz)
+    model, wave = dataclasses.replace(SPLEETER_LIKE, spectrogram=spectrogram), noise(2, 4_000)
+    _, upper = unmix(model, wave)
+    _, average = unmix(model, wave, SeparatorConfig(mask_extension="average"))
+    assert torch.equal(upper, average) == is_all
+
+
 def test_zeros_above_the_band_leave_the_highs_out():
     stems, gains = unmix(SPLEETER_LIKE, noise(2, 4_000), EXACT)
     assert not gains.any()
