@@ -1,4 +1,6 @@
-"""Rewrites the README's tables, between their markers, from the results; no figure there is typed by hand.
+"""Rewrites the tables of the README and of the model card, between their markers, from the results.
+
+No figure there is typed by hand.
 
 python benchmarks/readme.py
 """
@@ -234,16 +236,22 @@ def quality() -> str:
     )
 
 
+TABLES = {
+    "README.md": (networks, songs, kernels, gpu, fidelity, precisions, extension, training, quality),
+    "docs/jansson2017.md": (quality,),
+}
+
+
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for table in (networks, songs, kernels, gpu, fidelity, precisions, extension, training, quality):
-        marker = table.__name__
-        parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
-        if len(parts) != 2:
-            raise SystemExit(f"README.md: want one pair of markers <!-- {marker} -->, found {len(parts) - 1}")
-        text = parts[0] + table() + "\n" + parts[1]
-    readme.write_text(text)
+    for name, tables in TABLES.items():
+        text = (ROOT / name).read_text()
+        for table in tables:
+            marker = table.__name__
+            parts = re.split(rf"(?s)(?<=<!-- {marker} -->\n).*?(?=<!-- /{marker} -->)", text)
+            if len(parts) != 2:
+                raise SystemExit(f"{name}: want one pair of markers <!-- {marker} -->, found {len(parts) - 1}")
+            text = parts[0] + table() + "\n" + parts[1]
+        (ROOT / name).write_text(text)
 
 
 if __name__ == "__main__":

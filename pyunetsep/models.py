@@ -288,6 +288,7 @@ def join_models(
     *,
     name: str | None = None,
     licence: str | None = None,
+    training_data: str | None = None,
     source: str | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -298,7 +299,7 @@ def join_models(
         output: the file to write; None puts it into the cache, where it is known by its name from then on.
         name: the model's name (default: that of the output file).
         licence: of the weights (default: that of the files, which must be one).
-        source: how they came to be (default: what the files say).
+        training_data: what they learnt from, and `source`: how they came to be (default: what the files say).
     Returns:
         The file written.
     Raises:
@@ -334,7 +335,7 @@ def join_models(
     info = ModelInfo(
         name=name,
         licence=licence or licences[0],
-        training_data=told("training_data"),
+        training_data=training_data or told("training_data"),
         source=source or told("source"),
         source_sha256="",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -545,8 +546,10 @@ def test_models_of_one_stem_become_one_of_both(parts: list[Path], tmp_path: Path
         assert torch.equal(
             joined.networks[stem].encoder_blocks[0].norm.running_var, network.encoder_blocks[0].norm.running_var
         )
-    assert command("join", *map(str, parts), "--name", "ours", "--licence", "MIT", "--source", "here") == 0
-    assert models.load("ours").info.licence == "MIT" and models.load("ours").info.source == "here"
+    said = {"--name": "ours", "--licence": "MIT", "--training-data": "songs", "--source": "here"}
+    assert command("join", *map(str, parts), *itertools.chain(*said.items())) == 0
+    info = models.load("ours").info
+    assert (info.name, info.licence, info.training_data, info.source) == tuple(said.values())
 
 
 def test_models_that_do_not_go_together_are_refused(parts: list[Path], tmp_path: Path) -> None:

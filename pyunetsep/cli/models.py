@@ -74,6 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     joining.add_argument("models", metavar="FILE", nargs="+", help=".safetensors files of one architecture")
     joining.add_argument("--name", help="the model's name (default: that of the output file)")
     joining.add_argument("--licence", help="of the weights (default: that of the files)")
+    joining.add_argument("--training-data", metavar="TEXT", help="what they learnt from (default: what the files say)")
     joining.add_argument("--source", metavar="TEXT", help="how they came to be (default: what the files say)")
     joining.add_argument("-o", "--output", metavar="FILE", help=".safetensors file to write (default: in the cache)")
     joining.add_argument("--overwrite", action="store_true", help="replace a file that exists")
@@ -155,7 +156,7 @@ def _import(args: argparse.Namespace) -> int:
 def _join(args: argparse.Namespace) -> int:
     from .. import models
 
-    options = {"name": args.name, "licence": args.licence, "source": args.source, "overwrite": args.overwrite}
+    options = {key: getattr(args, key) for key in ("name", "licence", "training_data", "source", "overwrite")}
     print(models.join_models(args.models, args.output, **options))
     return DONE
 

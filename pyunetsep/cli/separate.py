@@ -64,7 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="folder for the stems, one sub-folder a song (default: stems); - writes one --stem to standard output",
     )
     parser.add_argument(
-        "-m", "--model", default=None, help="name, .safetensors file or folder (default: spleeter-2stems)"
+        "-m",
+        "--model",
+        default=None,
+        help="name, .safetensors file or folder; jansson2017 needs no download (default: spleeter-2stems)",
     )
     parser.add_argument(
         "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
