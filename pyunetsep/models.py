@@ -82,7 +82,7 @@ REGISTRY = {
 
 
 # Models inside this package: name -> sha256 of their weights (`tensor_digest`).
-EMBEDDED: dict[str, str] = {}
+EMBEDDED = {"jansson2017": "398017064e3532826d45d4a1268979adfda8247a69dd1101ca3f10a580997e86"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +316,8 @@ def join_models(
         raise ValueError("paths must name a model at least")
     config = parts[0].config
     for path, part in zip(paths, parts, strict=True):
-        if dataclasses.replace(part.config, stems=config.stems) != config:
+        unet = dataclasses.replace(part.config.unet, dropout=config.unet.dropout)  # which only training drops
+        if dataclasses.replace(part.config, stems=config.stems, unet=unet) != config:
             raise ValueError(f"{os.fspath(path)}: is of another architecture than {os.fspath(paths[0])}")
     stems = [stem for part in parts for stem in part.config.stems]
     if len(set(stems)) != len(stems):

@@ -528,7 +528,8 @@ def parts(tmp_path: Path) -> list[Path]:
     """Two models of one stem each."""
     model, paths = tiny.checkpoint(tiny.JANSSON_LIKE), []
     for stem, network in model.networks.items():
-        config = dataclasses.replace(model.config, stems=(stem,))
+        unet = dataclasses.replace(model.config.unet, dropout=0.5 - 0.1 * len(paths))  # no part of an architecture
+        config = dataclasses.replace(model.config, stems=(stem,), unet=unet)
         paths.append(tmp_path / f"{stem}.safetensors")
         save_checkpoint(paths[-1], config, {stem: network.state_dict()}, dataclasses.replace(INFO, source=f"of {stem}"))
     return paths
