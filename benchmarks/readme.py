@@ -219,6 +219,20 @@ def training() -> str:
     return header + "\n".join(rows)
 
 
+def choices() -> str:
+    data = load_if_measured("training_choices")
+    if data is None:
+        return "Not yet measured: `benchmarks/training_choices.py` does it."
+    results = data["results"]
+    base_db = results["choices"]["base"]["nsdr_db"]
+    rows = [
+        f"| {name} | {row['nsdr_db']:.2f} dB | {row['nsdr_db'] - base_db:+.2f} dB |"
+        for name, row in results["choices"].items()
+    ]
+    what = f"vocals after {results['steps']} steps of {results['base']['batch']}"
+    return f"| {what} | improvement | to base |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
 def quality() -> str:
     data = load_if_measured("quality")
     if data is None:
@@ -237,7 +251,7 @@ def quality() -> str:
 
 
 TABLES = {
-    "README.md": (networks, songs, kernels, gpu, fidelity, precisions, extension, training, quality),
+    "README.md": (networks, songs, kernels, gpu, fidelity, precisions, extension, training, choices, quality),
     "docs/jansson2017.md": (quality,),
 }
 
