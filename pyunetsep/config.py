@@ -159,6 +159,11 @@ class UNetConfig(Checked):
         """Bins and frames of the input must be multiples of this."""
         return 2 ** len(self.channels)
 
+    @property
+    def trained(self) -> UNetConfig:
+        """The same less what makes no difference to a network once it is trained."""
+        return dataclasses.replace(self, dropout=0.0, dropout_blocks=0, norm_momentum=0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):

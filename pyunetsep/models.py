@@ -316,8 +316,8 @@ def join_models(
         raise ValueError("paths must name a model at least")
     config = parts[0].config
     for path, part in zip(paths, parts, strict=True):
-        unet = dataclasses.replace(part.config.unet, dropout=config.unet.dropout)  # which only training drops
-        if dataclasses.replace(part.config, stems=config.stems, unet=unet) != config:
+        alike = dataclasses.replace(part.config, stems=config.stems, unet=config.unet)
+        if (part.config.unet.trained, alike) != (config.unet.trained, config):
             raise ValueError(f"{os.fspath(path)}: is of another architecture than {os.fspath(paths[0])}")
     stems = [stem for part in parts for stem in part.config.stems]
     if len(set(stems)) != len(stems):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import torch
 
 from .. import models
@@ -16,8 +13,6 @@ from .examples import Examples
 from .transfer import check_transfer, transferred
 
 CALIBRATION_EXAMPLES = 16
-# What makes no difference to a trained network.
-TRAINING_ONLY: dict[str, Any] = {"dropout": 0.0, "dropout_blocks": 0, "norm_momentum": 0.0}
 OTHER = {"vocals": "accompaniment", "accompaniment": "vocals"}
 
 
@@ -97,7 +92,7 @@ def _check_architecture(config: TrainingConfig, start: Checkpoint) -> None:
     for part in ("unet", "spectrogram", "normalisation"):
         given, wanted = getattr(start.config, part), getattr(config.model, part)
         if part == "unet":
-            given, wanted = (dataclasses.replace(unet, **TRAINING_ONLY) for unet in (given, wanted))
+            given, wanted = given.trained, wanted.trained
         if given != wanted:
             raise CheckpointError(
                 f"{start.info.name}: is a model of another architecture than the preset {config.preset}: its {part} is "
