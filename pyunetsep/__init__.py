@@ -11,8 +11,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from . import errors
-from .errors import *  # noqa: F403
+from .errors import (
+    AudioFileError,
+    AudioFormatError,
+    Cancelled,
+    CheckpointError,
+    ClippingWarning,
+    DataError,
+    DeviceError,
+    InvalidAudioError,
+    ModelUnavailableError,
+    OutputExistsError,
+    PyunetsepError,
+    TrainingError,
+    TruncatedAudioError,
+    UnknownModelError,
+)
 
 __version__ = "0.1.0"
 
@@ -58,14 +72,29 @@ __all__ = [
     "UNetPlan",
     "separate",
     "train",
-    *errors.__all__,
+    "AudioFileError",
+    "AudioFormatError",
+    "Cancelled",
+    "CheckpointError",
+    "ClippingWarning",
+    "DataError",
+    "DeviceError",
+    "InvalidAudioError",
+    "ModelUnavailableError",
+    "OutputExistsError",
+    "PyunetsepError",
+    "TrainingError",
+    "TruncatedAudioError",
+    "UnknownModelError",
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+if not TYPE_CHECKING:  # or every name there is none of would pass for an object
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
