@@ -21,7 +21,7 @@ FLAGS = {
 }
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, devices: str = "auto, cpu, cuda or cuda:N") -> None:
     """-m, -d and --offline: what `separator` makes a Separator of."""
     parser.add_argument(
         "-m",
@@ -29,7 +29,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="name, .safetensors file or folder; jansson2017 needs no download (default: spleeter-2stems)",
     )
-    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("-d", "--device", default="auto", help=f"{devices} (default: auto)")
     parser.add_argument("--offline", action="store_true", help="never download a model")
 
 
