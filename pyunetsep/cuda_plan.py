@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .ops import kernels
 from .unet import UNet
-from .unet_plan import described
+from .unet_plan import Packed, described
 
 PRECISIONS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 LARGEST_MAGNITUDE = 4096.0  # four times that of a full-scale sine in 4096 samples; maps grow to some times the input
 
 
-class CudaPlan:
+class CudaPlan(Packed):
     """Inference of networks of one shape, one a stem, on a GPU.
 
     Maps and weights are of `precision`, sums are always float32, and so are magnitudes and masks. float16 keeps 11

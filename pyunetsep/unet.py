@@ -6,7 +6,7 @@ the variants are those of Hennequin et al., "Spleeter", JOSS 2020.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,10 @@ class UNet(nn.Module):
             if skips:
                 x = torch.cat((skips.pop(), x), dim=1)
         return torch.sigmoid(self.head(x))
+
+    if TYPE_CHECKING:  # nn.Module takes and returns anything
+
+        def __call__(self, magnitude: Tensor) -> Tensor: ...
 
     @torch.inference_mode()
     def estimate(self, magnitude: Tensor, *, masked: bool = False, out: Tensor | None = None) -> Tensor:

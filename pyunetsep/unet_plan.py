@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NoReturn, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from .ops import kernels
 from .unet import DecoderBlock, EncoderBlock, UNet
 
+Plan = TypeVar("Plan", bound="Packed")
 
-class UNetPlan:
+
+class Packed:
+    """Weights packed for this machine: they never change, so a copy is the plan itself, and stay in their process."""
+
+    def __copy__(self: Plan) -> Plan:
+        return self
+
+    def __deepcopy__(self: Plan, _memo: object) -> Plan:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} is packed for this machine and cannot be pickled; pickle the networks that it "
+            "is made of, or a Separator, which makes its own plans"
+        )
+
+
+class UNetPlan(Packed):
     """A network's inference on the CPU, in float32.
 
     The plan holds a copy of the weights as they were, batch norm (with its running statistics) folded in where that is

@@ -21,7 +21,7 @@ from ..errors import (
     TrainingError,
     UnknownModelError,
 )
-from . import bench, doctor, evaluate, models, plot, separate, train
+from . import bench, demo, doctor, evaluate, export, models, plot, separate, train
 from .exit_codes import INTERRUPTED, MODEL_OR_DEVICE, SOME_FAILED, USAGE
 
 DESCRIPTION = "Separates the singing voice of a song from its accompaniment."
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="pyunetsep", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"pyunetsep {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (separate, plot, train, evaluate, models, doctor, bench):
+    for command in (separate, plot, demo, train, evaluate, models, export, doctor, bench):
         command.add_parser(commands)
     return top
 
