@@ -33,8 +33,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig, SeparatorConfig, SpectrogramConfig, UNetConfig
     from .cuda_plan import CudaPlan
+    from .export import export_onnx
     from .separator import Separator, separate
     from .song_files import FileResult
+    from .song_stream import SongStream
     from .training.config import AugmentationConfig, TrainingConfig
     from .training.run import train
     from .unet import UNet
@@ -44,6 +46,7 @@ _HOME = {
     "separate": "separator",
     "Separator": "separator",
     "FileResult": "song_files",
+    "SongStream": "song_stream",
     "UNet": "unet",
     "UNetPlan": "unet_plan",
     "CudaPlan": "cuda_plan",
@@ -55,6 +58,7 @@ _HOME = {
     "train": "training.run",
     "TrainingConfig": "training.config",
     "AugmentationConfig": "training.config",
+    "export_onnx": "export",
 }
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "ModelConfig",
     "Separator",
     "SeparatorConfig",
+    "SongStream",
     "SpectrogramConfig",
     "UNet",
     "UNetConfig",
@@ -72,6 +77,7 @@ __all__ = [
     "UNetPlan",
     "separate",
     "train",
+    "export_onnx",
     "AudioFileError",
     "AudioFormatError",
     "Cancelled",

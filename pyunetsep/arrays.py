@@ -66,13 +66,29 @@ class ArrayLayout:
                 wave = song.astype(np.float64 if double else np.float32, copy=False)
             self.songs.append(wave / SCALES[self.dtype] if self.dtype in SCALES else wave)
 
+    @property
+    def kind(self) -> str:
+        """What the array is, but for its sizes, in words."""
+        dimensions = f"{self.audio.ndim} dimensions, {self.dtype}"
+        if isinstance(self.audio, torch.Tensor):
+            return f"a tensor of {dimensions} on {self.audio.device}"
+        return f"a NumPy array of {dimensions}"
+
+    @property
+    def home(self) -> torch.device:
+        """Where the waves are."""
+        return self.audio.device if isinstance(self.audio, torch.Tensor) else torch.device("cpu")
+
     def stem(self, song: int) -> torch.Tensor:
         """A new wave, laid out in memory like that song."""
         wave = self.songs[song]
         return torch.empty_like(wave) if isinstance(wave, torch.Tensor) else torch.from_numpy(np.empty_like(wave))
 
     def restore(self, waves: list[torch.Tensor], name: str) -> Any:
-        """[channels, samples] of each song -> an array like the one read; `name` is the stem's, for the warning."""
+        """[channels, samples] of each song -> an array like the one read, of any length.
+
+        `name` is the stem's, for the warning.
+        """
         if len(waves) == 1:
             stacked = waves[0][None]  # no copy: a song may be the largest thing in memory
         elif waves:
@@ -81,10 +97,11 @@ class ArrayLayout:
             stacked = torch.zeros(self.shape, dtype=self.working, device=self.audio.device)
         if self.dtype in SCALES:
             stacked = self._as_integers(stacked, name)
+        samples = stacked.shape[-1]
         if isinstance(self.audio, torch.Tensor):
-            return stacked.contiguous().reshape(self.audio.shape).to(self.audio.dtype)
+            return stacked.contiguous().reshape(*self.audio.shape[:-1], samples).to(self.audio.dtype)
         array = stacked[0].T.numpy().astype(self.audio.dtype, copy=False)
-        return np.ascontiguousarray(array.reshape(self.audio.shape))
+        return np.ascontiguousarray(array.reshape(samples, *self.audio.shape[1:]))
 
     def _as_integers(self, waves: torch.Tensor, name: str) -> torch.Tensor:
         dtype = getattr(torch, self.dtype)

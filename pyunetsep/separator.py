@@ -27,6 +27,7 @@ from .engine import Engine, Estimator, Networks, batch_patches
 from .errors import Cancelled, DeviceError, InvalidAudioError
 from .ops import kernels_enabled
 from .song_files import FileResult, StrPath, check_batch, check_outputs, rescaled, stem_paths, write_stems
+from .song_stream import SongStream
 from .stream import Check, SongPeaks, StemStream
 from .transfers import Fetched, Transfers, ahead
 from .unet import UNet
@@ -260,6 +261,44 @@ class Separator:
             error = DeviceError(f"{os.fspath(path)}: {self.device} is out of memory; {hint}")
         return FileResult(os.fspath(path), error=error)
 
+    def stream(
+        self,
+        sample_rate: int = 44_100,
+        channels: int = 2,
+        *,
+        stem: Stem = None,
+        latency_s: float | None = None,
+        exact: bool = False,
+        sanitize: bool = False,
+    ) -> SongStream:
+        """Begins a song that comes in blocks, from a microphone or a decoder: see `SongStream.push` and `flush`.
+
+            with separator.stream(48_000, channels=2) as stream:
+                for block in blocks:
+                    play(stream.push(block)["accompaniment"])
+                play(stream.flush()["accompaniment"])
+
+        Args:
+            sample_rate: in Hz, from 1000 to 768000; channels: from 1 to 64.
+            latency_s: how long a sample may wait for its stems, in seconds. None: as long as the network's patches are
+                (12 s), and the stems are those that the separator makes of the whole song. A shorter time lets the
+                networks hear less of what follows, and takes more computing.
+            stem, exact, sanitize: as for `pyunetsep.separate`.
+        Raises:
+            TypeError, ValueError: an option is not what it should be, `latency_s` is too short (the message says what
+            is possible), or the model is normalised by the whole song and cannot stream.
+        """
+        return SongStream(
+            self.model,
+            self._engine(self._config(exact)),
+            self._config(exact),
+            _checked_rate(sample_rate),
+            _checked_channels(channels),
+            self._stems(stem),
+            latency_s=latency_s,
+            sanitize=sanitize,
+        )
+
     def _engine(self, config: SeparatorConfig) -> Engine:
         """The networks in the form that runs fastest, made when first asked for."""
         with_kernels = kernels_enabled() and all(network.dtype == torch.float32 for network in self.networks.values())
@@ -455,6 +494,14 @@ def _checked_rate(sample_rate: object) -> int:
             f"sample_rate must be a whole number of Hz from {MIN_RATE_HZ} to {MAX_RATE_HZ}, got {sample_rate}"
         )
     return int(sample_rate)
+
+
+def _checked_channels(channels: object) -> int:
+    if isinstance(channels, bool) or not isinstance(channels, (int, np.integer)):
+        raise TypeError(f"channels must be a whole number, got {type(channels).__name__}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"channels must be from 1 to {MAX_CHANNELS}, got {channels}")
+    return int(channels)
 
 
 def _check_song(song: AudioReader) -> None:

@@ -14,6 +14,7 @@ from .audio import Resampler, Wave
 from .config import ModelConfig, SeparatorConfig
 from .engine import Engine
 from .errors import InvalidAudioError
+from .schedule import Schedule
 from .spectrogram import Spectrogram
 from .transfers import Transfers
 from .unet import UNet
@@ -33,7 +34,11 @@ class Check:
 
     def __call__(self, wave: Tensor) -> Tensor:
         """[channels, samples], finite, or an InvalidAudioError that names the first sample that is not."""
+        checked = self._finite(wave)
         self.position += wave.shape[-1]
+        return checked
+
+    def _finite(self, wave: Tensor) -> Tensor:
         if wave.numel() == 0:
             return wave
         lowest, highest = torch.aminmax(wave)
@@ -43,7 +48,7 @@ class Check:
         if self.sanitize:
             return torch.where(good, wave, 0.0)
         sample, channel = (~good).mT.nonzero()[0].tolist()
-        place = self.position - wave.shape[-1] + sample
+        place = self.position + sample
         raise InvalidAudioError(
             f"audio must be finite and below {LOUDEST:g} times full scale, got {wave[channel, sample]:g} at sample "
             f"{place} ({place / self.sample_rate_hz:.3f} s) of channel {channel}; sanitize=True (--sanitize) makes it 0"
@@ -97,8 +102,14 @@ class StemStream:
         stems: Sequence[str],
         *,
         peaks: Sequence[Tensor] | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
-        """`stems` names those to give back; `peaks` are the song's, for models normalised by them."""
+        """
+        Args:
+            stems: those to give back.
+            peaks: the song's, for models normalised by them.
+            schedule: how soon the unmixers answer, see there.
+        """
         self.stems = list(stems)
         self.remainder = model.stems[-1] if config.additive and len(model.stems) > 1 else None
         # the remainder needs all other stems, and is not synthesised itself
@@ -108,7 +119,15 @@ class StemStream:
             self.made = [stem for stem in model.stems if stem in self.stems]
         self.groups = channel_groups(channels, channels_together(model, config, channels))
         self.unmixers = [
-            Unmixer(model, networks, config, group.stop - group.start, self.made, peak=peaks[i] if peaks else None)
+            Unmixer(
+                model,
+                networks,
+                config,
+                group.stop - group.start,
+                self.made,
+                peak=peaks[i] if peaks else None,
+                schedule=schedule,
+            )
             for i, group in enumerate(self.groups)
         ]
         self.transfers = Transfers(self.unmixers[0].pending.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -14,6 +13,7 @@ from torch.nn import functional
 from . import ops
 from .config import ModelConfig, SeparatorConfig
 from .engine import Engine, Estimator, Networks, batch_patches
+from .schedule import Schedule, whole_patches
 from .spectrogram import Spectrogram, default_grids, join_patches, split_patches
 from .unet import UNet
 from .unet_plan import UNetPlan
@@ -92,19 +92,30 @@ class Unmixer:
         stems: Sequence[str],
         *,
         peak: Tensor | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
-        """`stems` names those to synthesise; `peak` is the song's, for models normalised by it."""
+        """
+        Args:
+            stems: those to synthesise.
+            peak: the song's, for models normalised by it.
+            schedule: for a stream: patches go through the networks one by one, each as soon as it is complete. None:
+                several at once, whole.
+        """
         if isinstance(networks, Engine):
             self.engine = networks
         else:
             estimator = Networks(networks)
             self.engine = Engine(estimator, batch_patches(model, config, estimator.device))
-        self.segment = Segment(model, config, self.engine.estimator, channels, tuple(stems))
+        self.at_once = self.engine.batch if schedule is None else 1
+        schedule = schedule or whole_patches(model, config)
+        self.segment = Segment(model, config, self.engine.estimator, channels, tuple(stems), schedule)
         self.spectrogram, self.peak = self.segment.spectrogram, peak
 
         n_fft, hop = self.spectrogram.n_fft, self.spectrogram.hop_length
         device, dtype = self.engine.estimator.device, self.engine.estimator.dtype
-        self.pending = torch.zeros(channels, n_fft, device=device, dtype=dtype)  # from the next frame's first sample on
+        # from the first sample of the next patch on; before a song there is silence
+        silence = n_fft + self.segment.context * hop
+        self.pending = torch.zeros(channels, silence, device=device, dtype=dtype)
         self.tail = torch.zeros(len(stems), channels, n_fft - hop, device=device, dtype=dtype)
         self.faded: Tensor | None = None
         self.position = -n_fft  # of the next sample to synthesise; the song starts at 0
@@ -118,8 +129,8 @@ class Unmixer:
         """
         self.pending = torch.cat((self.pending, wave.to(self.pending)), dim=-1)
         done = []
-        while self.pending.shape[-1] >= self.segment.samples(self.engine.batch):
-            done += self._advance(self.engine.batch, last=False)
+        while self.pending.shape[-1] >= self.segment.samples(self.batch):
+            done += self._advance(self.batch, last=False)
         if not done:
             return self.tail[..., :0], self.tail[..., :0]
         stems, gains = zip(*done, strict=True)
@@ -127,8 +138,9 @@ class Unmixer:
 
     def flush(self) -> tuple[Tensor, Tensor]:
         """Returns the rest; the song ends with the last sample that was pushed."""
-        end = self.position + self.pending.shape[-1]
-        patches = self.segment.patches(self.pending.shape[-1])
+        unseen = self.pending.shape[-1] - self.segment.context * self.spectrogram.hop_length
+        end = self.position + unseen
+        patches = self.segment.patches(unseen)
         self.pending = functional.pad(self.pending, (0, self.segment.samples(patches) - self.pending.shape[-1]))
         done, at_once = [], patches  # which may be one more than a batch
         while patches > 0:
@@ -136,15 +148,22 @@ class Unmixer:
             if made:
                 patches -= at_once
             else:
-                at_once = self.engine.batch
+                at_once = self.batch
             done += made
         stems, gains = zip(*done, strict=True)
         made_stems = joined(stems, -1)
         return made_stems[..., : made_stems.shape[-1] - (self.position - end)], joined(gains, -1)
 
+    @property
+    def batch(self) -> int:
+        """Patches that go through the networks at once."""
+        return min(self.at_once, self.engine.batch)
+
     def _advance(self, patches: int, *, last: bool) -> list[tuple[Tensor, Tensor]]:
         """The next `patches` patches' stems and gains; none, and a smaller batch, if memory does not hold them."""
-        segment, batch = self.segment, self.engine.batch
+        segment, batch = self.segment, self.batch
+        if self.position == -self.spectrogram.n_fft:
+            self._precede()
         wave = self.pending[:, : segment.samples(patches)]
         try:
             stems, gains, tail, faded = self.engine.run(
@@ -163,6 +182,17 @@ class Unmixer:
             self.engine.halve(min(batch, patches * segment.grids))
         return []
 
+    def _precede(self) -> None:
+        """Puts the song's beginning, over and over, before the song, for the first patches to hear as their context.
+
+        The networks have never heard silence for so long; with it the first seconds are some dB worse.
+        """
+        context = self.segment.context * self.spectrogram.hop_length
+        beginning = self.pending[:, context + self.spectrogram.n_fft :]
+        if context and beginning.shape[-1]:
+            times = -(-context // beginning.shape[-1])
+            self.pending[:, :context] = beginning.repeat(1, times)[:, -context:]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -177,6 +207,7 @@ class Segment:
     estimator: Estimator
     channels: int
     stems: tuple[str, ...]
+    schedule: Schedule
 
     def __call__(
         self, wave: Tensor, tail: Tensor, faded: Tensor | None, peak: Tensor | None, *, batch: int, last: bool
@@ -205,11 +236,11 @@ class Segment:
         if shared:
             masks = masks.expand(-1, self.channels, -1, -1)
             gains = gains.expand(-1, self.channels, -1)
-        frames = masks.shape[-2]
+        first, frames = self.context, masks.shape[-2]
         if self.stores_spectrum:
-            overlapping = spectrogram.synthesise(spectrum[:, :frames], masks, gains)
+            overlapping = spectrogram.synthesise(spectrum[:, first : first + frames], masks, gains)
         else:
-            overlapping = spectrogram.filter(wave, masks, gains)
+            overlapping = spectrogram.filter(wave[:, first * spectrogram.hop_length :], masks, gains)
         overlapping[..., : tail.shape[-1]] += tail
         done = frames * spectrogram.hop_length
         # the tail is not a view, which would keep the whole segment
@@ -227,27 +258,18 @@ class Segment:
     def grids(self) -> int:
         return grids_of(self.model, self.config)
 
-    @cached_property
-    def overlap(self) -> int:
-        """Frames of a patch that are cross-faded with the next one."""
-        # a multiple of the network's stride: its answer depends on where a patch lies on that grid; at least the share
-        # that was asked for, where half a patch allows it
-        stride = self.model.unet.stride
-        wanted = math.ceil(self.config.overlap * self.model.patch_frames / stride - 1e-9)
-        return min(wanted, self.model.patch_frames // 2 // stride) * stride
-
-    @cached_property
-    def patch_stride(self) -> int:
-        return self.model.patch_frames - self.overlap
+    @property
+    def context(self) -> int:
+        """Frames, of all grids together, that the first patch hears before those that it has masks for."""
+        return self.schedule.context * self.grids
 
     def samples(self, patches: int) -> int:
         """Of a segment of so many patches (on each grid)."""
-        return self.spectrogram.span((patches * self.patch_stride + self.overlap) * self.grids)
+        return self.spectrogram.span(self.schedule.frames(patches) * self.grids)
 
     def patches(self, samples: int) -> int:
-        """That it takes for every frame that starts in so many samples."""
-        frames = -(-samples // (self.spectrogram.hop_length * self.grids))
-        return max(1, -(-(frames - self.overlap) // self.patch_stride))
+        """That it takes for masks of every frame that starts in so many samples."""
+        return self.schedule.patches(-(-samples // (self.spectrogram.hop_length * self.grids)))
 
     def _masks(
         self, magnitude: Tensor, faded: Tensor | None, peak: Tensor | None, batch: int, *, last: bool
@@ -259,12 +281,13 @@ class Segment:
         if missing:
             by_slot = torch.cat((magnitude, magnitude[-1:].expand(missing, -1, -1)))
         by_grid = by_slot.unflatten(-2, (-1, self.grids))  # frame k of grid g is k * grids + g
-        patches = split_patches(by_grid, self.model.patch_frames, self.patch_stride)
+        patches = split_patches(by_grid, self.model.patch_frames, self.schedule.step)
         together = patches.movedim(-2, 1)  # [patches, grids, slots, patch_frames, bins], as the masks below
         masks = self._patch_masks(together.flatten(0, 1).mT, peak, batch)
         masks = masks.mT.unflatten(1, together.shape[:2]).movedim(1, 0)
 
-        run, faded = join_patches(masks.movedim(2, -2), self.patch_stride, faded, last=last)
+        used = masks.movedim(2, -2).narrow(-3, self.schedule.context, self.schedule.used)
+        run, faded = join_patches(used, self.schedule.step, faded, last=last)
         run = run.flatten(-3, -2)
         if missing:
             repeated = run[:, channels - 1 :].mean(1, keepdim=True)

@@ -10,6 +10,7 @@ from pyunetsep import DeviceError
 from pyunetsep.config import EXACT, SeparatorConfig
 from pyunetsep.cuda_graph import CudaGraphs
 from pyunetsep.engine import Engine, Networks
+from pyunetsep.schedule import Schedule, whole_patches
 from pyunetsep.unmixer import PeakMeter, Segment, Unmixer, middle
 from tests.properties import given, settings, st
 from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
@@ -347,7 +348,10 @@ def test_without_a_stored_spectrum_the_stems_are_the_same(model, channels, confi
 
 def test_equal_segments_are_one_to_a_graph():
     estimator = Networks(checkpoint().networks)
-    first, second = (Segment(SPLEETER_LIKE, SeparatorConfig(), estimator, 2, ("vocals",)) for _ in range(2))
+    first, second = (
+        Segment(SPLEETER_LIKE, DEFAULT, estimator, 2, ("vocals",), whole_patches(SPLEETER_LIKE, DEFAULT))
+        for _ in range(2)
+    )
     assert first == second and hash(first) == hash(second)
     assert first != dataclasses.replace(first, channels=1)
     assert first != dataclasses.replace(first, estimator=Networks(checkpoint().networks))
@@ -417,3 +421,28 @@ def test_patches_too_loud_for_the_estimator_are_turned_down():
     loud, _ = unmix_with(Engine(limited, 2), SPLEETER_LIKE, 1e6 * wave, config, 4000)
     assert limited.loudest <= Limited.largest_magnitude * (1 + 1e-6)
     assert (loud.sum(0) - 1e6 * wave).abs().max() <= 1e6 * 1e-5
+
+
+def test_a_song_is_preceded_by_its_own_beginning_where_patches_hear_a_context(monkeypatch):
+    config, hop, n_fft = (
+        SPLEETER_LIKE.spectrogram,
+        SPLEETER_LIKE.spectrogram.hop_length,
+        SPLEETER_LIKE.spectrogram.n_fft,
+    )
+    schedule = Schedule(context=SPLEETER_LIKE.patch_frames - 20, step=12, fade=0, ahead=8)
+    unmixer = Unmixer(SPLEETER_LIKE, checkpoint().networks, DEFAULT, 2, SPLEETER_LIKE.stems, schedule=schedule)
+    heard = []
+    run = unmixer.engine.run
+    monkeypatch.setattr(
+        unmixer.engine, "run", lambda f, wave, *rest, **how: heard.append(wave) or run(f, wave, *rest, **how)
+    )
+    song = noise(2, config.sample_rate_hz)
+    for start in range(0, song.shape[-1], 100):
+        unmixer.push(song[:, start : start + 100])
+    first, second = heard[:2]
+    context = schedule.context * hop
+    beginning = first[:, context + n_fft :]
+    torch.testing.assert_close(beginning, song[:, : beginning.shape[-1]])
+    assert not first[:, context : context + n_fft].any()
+    torch.testing.assert_close(first[:, :context], beginning.repeat(1, 9)[:, -context:])
+    torch.testing.assert_close(second[:, : -schedule.step * hop], first[:, schedule.step * hop :])

@@ -7,7 +7,7 @@ output appears under its name only when it is complete.
 from .files import SampleQueue, Wave
 from .formats import AudioFormat, extension, output_format
 from .reading import AudioReader, spool_stdin
-from .resampling import Resampler
+from .resampling import Resampler, resampling_delay_s
 from .writing import AudioWriter
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Wave",
     "extension",
     "output_format",
+    "resampling_delay_s",
     "spool_stdin",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,3 +65,20 @@ class Resampler:
         output = self._stream.resample_chunk(np.ascontiguousarray(wave.T), last=last)
         self._returned += len(output)
         return np.ascontiguousarray(output.T)
+
+
+@lru_cache(maxsize=64)
+def resampling_delay_s(from_hz: int, to_hz: int) -> float:
+    """The longest that a `Resampler` holds a sample back, in seconds: found by trying, for soxr does not say."""
+    if from_hz == to_hz:
+        return 0.0
+    longest = 0.0
+    for block in (max(1, from_hz // 700), max(1, from_hz // 10)):
+        resampler = Resampler(from_hz, to_hz, channels=1)
+        silence = np.zeros((1, block), np.float32)
+        pushed = returned = 0
+        while pushed < from_hz:
+            pushed += block
+            returned += resampler.push(silence).shape[1]
+            longest = max(longest, pushed / from_hz - returned / to_hz)
+    return longest
