@@ -183,12 +183,12 @@ class Unmixer:
         return []
 
     def _precede(self) -> None:
-        """Puts the song's beginning, over and over, before the song, for the first patches to hear as their context.
+        """Puts what the first patch hears of the song before it, over and over, as the context of the first patches.
 
         The networks have never heard silence for so long; with it the first seconds are some dB worse.
         """
         context = self.segment.context * self.spectrogram.hop_length
-        beginning = self.pending[:, context + self.spectrogram.n_fft :]
+        beginning = self.pending[:, context + self.spectrogram.n_fft : self.segment.samples(1)]
         if context and beginning.shape[-1]:
             times = -(-context // beginning.shape[-1])
             self.pending[:, :context] = beginning.repeat(1, times)[:, -context:]

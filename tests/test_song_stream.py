@@ -92,32 +92,8 @@ def test_prompt_stems_add_up_and_do_not_depend_on_the_blocks(model, latency_s):
     again = streamed(separate.stream(rate, 2, latency_s=latency_s), song, (1000, 1))
     total = sum(once.values())
     assert np.abs(total - song).max() <= 1e-6
-    # whatever comes with the first patch is what is put before the song
-    settled = int(rate * (model.patch_frames * model.spectrogram.hop_length / rate + 0.2))
     for name in once:
-        assert np.abs(once[name][settled:] - again[name][settled:]).max() <= 1e-6
-
-
-def test_more_latency_than_a_patch_is_the_whole_song():
-    song = noise(2, 9_000).T.numpy()
-    separate = separator()
-    relaxed = separate.stream(8_000, 2, latency_s=60.0)
-    assert relaxed.latency_s == separate.stream(8_000, 2).latency_s
-    stems = streamed(relaxed, song, (777,))
-    assert np.abs(stems["vocals"] - separate(song, 8_000)["vocals"]).max() <= 1e-5
-
-
-def test_masks_of_an_identity_stay_themselves_in_every_schedule():
-    """A network that lets everything through shows seams, gaps and shifts of the schedules, and nothing else."""
-    model = dataclasses.replace(SPLEETER_LIKE, stems=("vocals",))
-    separate = Separator(checkpoint(model), device="cpu", config=SeparatorConfig(additive=False))
-    for network in separate.networks.values():
-        network.head.weight.zero_()
-        network.head.bias.fill_(1e3)  # a sigmoid of 1
-    song = noise(2, 12_000).T.numpy()
-    for latency_s in (None, 0.2, 0.05):
-        stems = streamed(separate.stream(8_000, 2, latency_s=latency_s), song, (500, 31))
-        assert np.abs(stems["vocals"] - song).max() <= 1e-5
+        assert np.abs(once[name] - again[name]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["int16", "float64", "one channel", "tensor", "mono tensor"])
