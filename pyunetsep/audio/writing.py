@@ -11,17 +11,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import AudioFileError, AudioFormatError, InvalidAudioError, OutputExistsError
-from .files import GuardedFile, SampleQueue, file_error, sequential_sound_file
-from .formats import COMPRESSION_LEVEL, PCM_BITS, SAMPLE_BYTES, UNBOUNDED_SUBTYPES, AudioFormat, check_format
+from ..errors import AudioFormatError, OutputExistsError
+from .encoding import Encoder
+from .files import file_error
+from .formats import SAMPLE_BYTES, AudioFormat, check_format
 from .libsndfile import soundfile
 from .reading import AudioReader
 
 # What 32-bit sizes hold, less room for the header. A WAV beyond it becomes RF64.
 MAX_RIFF_BYTES = (1 << 32) - (1 << 16)
 _WITHOUT_LIMIT = frozenset({"W64", "CAF", "FLAC", "OGG", "MP3", "RF64"})
-# The samples that Vorbis gets at once decide what it keeps, and very many at once overflow its stack.
-_ENCODER_BLOCK = 4096
 _EXACT_SUBTYPES = frozenset(SAMPLE_BYTES) | {"VORBIS", "OPUS", "MPEG_LAYER_III"}
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
 
@@ -30,8 +29,7 @@ class AudioWriter:
     """Writes an audio file that appears under its name only by `commit`, when it is complete.
 
     Until then it has a temporary, hidden name in the same folder; leaving the context without `commit` removes it.
-    Integer types are rounded to the nearest value, half to even, and clipped at full scale; float and lossy types
-    (MP3, Vorbis, Opus) take values beyond it.
+    What becomes of values beyond full scale, `Encoder` says.
 
     Args:
         path: of the file. Its input may have the same: that stays as it is until `commit`.
@@ -39,9 +37,6 @@ class AudioWriter:
         samples: of the whole wave.
         format: from `output_format`. A WAV of more than 4 GiB becomes RF64.
         overwrite: whether `commit` may replace an existing file.
-    Attributes:
-        peak: the largest absolute value so far.
-        clipped_samples: how many were more than one step of the sample type beyond full scale.
     Raises:
         AudioFileError: the folder is not there or not writable, `path` is no regular file, ...
         AudioFormatError: `format` cannot hold this.
@@ -61,12 +56,8 @@ class AudioWriter:
         check_format(format, sample_rate_hz, channels, samples)
         self.path, self.format = os.fspath(path), format
         self.sample_rate_hz, self.channels, self.samples = sample_rate_hz, channels, samples
-        self.peak = 0.0
-        self.clipped_samples = 0
-        self._written = 0
         self._finished = False
         self._overwrite = overwrite
-        self._queue = SampleQueue(channels, np.float64)
         self._temporary: str | None = None
         _check_target(self.path, overwrite)
         container = self._container()
@@ -74,21 +65,28 @@ class AudioWriter:
             self._temporary, self._raw = _create_beside(self.path)
         except OSError as error:
             raise file_error(self.path, error) from None
-        self._guard = GuardedFile(self._raw)
         try:
-            self._file = sequential_sound_file(
-                self._guard,
-                "w",
-                samplerate=sample_rate_hz,
+            self._encoder = Encoder(
+                self._raw,
+                self.path,
+                sample_rate_hz=sample_rate_hz,
                 channels=channels,
-                subtype=format.subtype,
-                format=container,
-                compression_level=COMPRESSION_LEVEL.get(format.subtype),
+                format=format,
+                container=container,
             )
-            self._guard.check()
-        except BaseException as error:
+        except BaseException:
             self._discard()
-            raise self._explained(error) from None
+            raise
+
+    @property
+    def peak(self) -> float:
+        """The largest absolute value so far."""
+        return self._encoder.peak
+
+    @property
+    def clipped_samples(self) -> int:
+        """How many were more than one step of the sample type beyond full scale."""
+        return self._encoder.clipped_samples
 
     def write(self, wave: np.ndarray) -> None:
         """Append a wave [channels, samples], float32 or float64.
@@ -99,24 +97,7 @@ class AudioWriter:
         """
         if self._temporary is None or self._finished:
             raise ValueError("write to a closed AudioWriter")
-        if wave.ndim != 2 or wave.shape[0] != self.channels or wave.dtype not in (np.float32, np.float64):
-            raise InvalidAudioError(
-                f"wave: got {wave.dtype} {wave.shape}, want float32 or float64 ({self.channels}, samples)"
-            )
-        if not wave.shape[1]:
-            return
-        self.peak = max(self.peak, float(np.abs(wave).max()))
-        if self.format.subtype not in ("FLOAT", "DOUBLE") and not np.isfinite(wave).all():
-            raise InvalidAudioError(f"{self.path}: {self.format.subtype} cannot hold NaN or infinity")
-        try:
-            if self.format.subtype == "VORBIS":
-                self._queue.push(wave.copy())
-                while self._queue.samples >= _ENCODER_BLOCK:
-                    self._encode(self._queue.pull(_ENCODER_BLOCK))
-            else:
-                self._encode(wave)
-        except (OSError, soundfile.SoundFileError, AssertionError) as error:
-            raise self._explained(error) from None
+        self._encoder.write(wave)
 
     def finish(self) -> None:
         """Complete the file and check it, still under its temporary name; nothing can be written after it.
@@ -131,21 +112,18 @@ class AudioWriter:
             raise ValueError("finish of a closed AudioWriter")
         if self._finished:
             return
-        written = self._written + self._queue.samples
+        written = self._encoder.samples
         try:
             if written != self.samples:
                 raise ValueError(f"{self.path}: {self.samples} samples were announced, {written} were written")
-            if self._queue.samples:
-                self._encode(self._queue.pull(_ENCODER_BLOCK))
-            self._file.close()
-            self._guard.check()
+            self._encoder.close()
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()
             self._verify(self._temporary)
         except BaseException as error:
             self._discard()
-            raise self._explained(error) from None
+            raise self._encoder.explained(error) from None
         self._finished = True
 
     def commit(self) -> None:
@@ -161,7 +139,7 @@ class AudioWriter:
             _publish(self._temporary, self.path, self._overwrite)
         except BaseException as error:
             self._discard()
-            raise self._explained(error) from None
+            raise self._encoder.explained(error) from None
         self._temporary = None
 
     def close(self) -> None:
@@ -188,55 +166,22 @@ class AudioWriter:
             )
         return "RF64"
 
-    def _encode(self, wave: np.ndarray) -> None:
-        values = np.ascontiguousarray(wave.T)
-        if self.format.subtype not in UNBOUNDED_SUBTYPES:
-            values = self._rounded(values)
-        self._file.write(values)
-        self._guard.check()
-        self._written += len(values)
-
-    def _rounded(self, values: np.ndarray) -> np.ndarray:
-        """The nearest integers, in the upper bits of int32, which libsndfile stores as they are."""
-        bits = PCM_BITS.get(self.format.subtype, 16)
-        scale = 2.0 ** (bits - 1)
-        steps = np.rint(values.astype(np.float64 if bits > 24 else values.dtype) * values.dtype.type(scale))
-        self.clipped_samples += int(np.count_nonzero(np.abs(steps) > scale))
-        return np.clip(steps, -scale, scale - 1).astype(np.int32) << (32 - bits)
-
     def _verify(self, temporary: str) -> None:
         """Read the header back: an encoder that lost samples must not pass."""
         with AudioReader(temporary) as reader:
             found = (reader.sample_rate_hz, reader.channels, reader.samples)
-        written = (self.sample_rate_hz, self.channels, self._written)
+        written = (self.sample_rate_hz, self.channels, self._encoder.samples)
         # block codecs (ADPCM, GSM, ...) fill up their last block and have no place to say so
         padded = self.format.subtype not in _EXACT_SUBTYPES and found[:2] == written[:2] and found[2] >= written[2]
         if found != written and not padded:
             raise file_error(self.path, f"wrote {written}, reads back {found} (Hz, channels, samples)")
 
-    def _explained(self, error: BaseException) -> BaseException:
-        """`error` as the user should see it: the disk's own reason first, with the path."""
-        if isinstance(error, (AudioFileError, InvalidAudioError, AudioFormatError)):
-            return error
-        try:
-            self._guard.check()
-        except OSError as kept:
-            error = kept
-        except BaseException as kept:  # an interrupt in a callback
-            return kept
-        if isinstance(error, OSError):
-            return file_error(self.path, error)
-        if isinstance(error, (soundfile.SoundFileError, AssertionError)):
-            return file_error(self.path, f"libsndfile could not write it ({str(error).strip() or 'short write'})")
-        return error
-
     def _discard(self) -> None:
         temporary, self._temporary = self._temporary, None
         if temporary is None:
             return
-        if hasattr(self, "_file"):  # not if libsndfile refused to open it
-            with contextlib.suppress(soundfile.SoundFileError):
-                self._file.close()
+        if hasattr(self, "_encoder"):  # not if it could not begin
+            self._encoder.abandon()
         with contextlib.suppress(OSError):
             self._raw.close()
         with contextlib.suppress(OSError):
