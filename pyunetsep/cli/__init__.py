@@ -21,13 +21,14 @@ from ..errors import (
     TrainingError,
     UnknownModelError,
 )
-from . import bench, demo, doctor, evaluate, export, models, plot, separate, train
+from . import bench, catalogue, demo, doctor, evaluate, export, models, plot, separate, train
 from .exit_codes import INTERRUPTED, MODEL_OR_DEVICE, SOME_FAILED, USAGE
 
 DESCRIPTION = "Separates the singing voice of a song from its accompaniment."
 EPILOG = """examples:
   pyunetsep separate song.mp3                 stems/song/vocals.mp3, stems/song/accompaniment.mp3
   pyunetsep separate *.flac -o karaoke --stem accompaniment
+  pyunetsep catalogue songs.csv -o stems      all songs of a table, on all cores or a Ray cluster
   pyunetsep evaluate --data musdb18hq --split test
   pyunetsep models list
   pyunetsep doctor
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="pyunetsep", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"pyunetsep {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (separate, plot, demo, train, evaluate, models, export, doctor, bench):
+    for command in (separate, catalogue, plot, demo, train, evaluate, models, export, doctor, bench):
         command.add_parser(commands)
     return top
 
