@@ -148,6 +148,9 @@ def _targets(output: Path, stems: list[str], *, overwrite: bool) -> dict[str, Pa
     for target in targets.values():
         if target.exists() and not overwrite:
             raise OutputExistsError(f"{target}: exists; --overwrite (overwrite=True) replaces it")
+        there = next(parent for parent in target.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{target}: cannot be written: {there} is not a folder")
     return targets
 
 
@@ -155,11 +158,18 @@ def _write(contents: dict[Path, bytes]) -> None:
     """All files or none, but for what happens between their renaming."""
     with ExitStack() as stack:
         for target, content in contents.items():
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(replacing(target)).write(content)
-            except OSError as error:
-                raise OSError(f"{target}: cannot be written: {error.strerror or error}") from error
+            stack.enter_context(_naming(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(replacing(target)).write(content)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Errors of the system that leave the context name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 class _Float32Network(nn.Module):

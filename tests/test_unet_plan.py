@@ -1,5 +1,6 @@
 """Compiled networks against the networks themselves, in float64."""
 
+import copy
 import dataclasses
 import itertools
 import pickle
@@ -264,5 +265,13 @@ def test_out_must_not_overlap_itself():
 
 def test_plans_are_made_anew_rather_than_pickled():
     plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
-    with pytest.raises(TypeError, match="pickle"):
+    with pytest.raises(
+        TypeError, match="a UNetPlan is packed for this machine and cannot be pickled; pickle the networks"
+    ):
         pickle.dumps(plan)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_share_what_is_packed(copied):
+    plan = UNetPlan(random_network(NETWORKS["tiny paper"]), bins=8, frames=8)
+    assert copied({"vocals": plan})["vocals"] is plan
