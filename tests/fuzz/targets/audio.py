@@ -1,0 +1,171 @@
+"""The audio front door: whatever libsndfile reads, and PyAV where it is installed."""
+
+from __future__ import annotations
+
+import functools
+import io
+import zlib
+from random import Random
+
+import numpy as np
+import soundfile
+
+from pyunetsep.audio import AudioReader
+from pyunetsep.errors import AudioFileError
+
+from ..files import InputFile
+from ..guard import Limits, Target, must
+from ..mutation import spoilt
+
+FILE = InputFile("song")
+BLOCK, MAX_VALUES = 4096, 2**18
+HEADER_BYTES = 300
+RATE_HZ, OPUS_RATE_HZ = 44_100, 48_000
+
+
+def target(data: bytes) -> None:
+    """It can be read to its end, or to what the reader's own memory would allow, or an error names the file."""
+    FILE.write(data)
+    try:
+        with AudioReader(FILE.path) as reader:
+            _read_through(reader)
+            samples, rate_hz = reader.samples, reader.sample_rate_hz
+        if zlib.crc32(data) % 4 == 0 and 2 <= samples < MAX_VALUES and rate_hz > 0:
+            with AudioReader(FILE.path, start_s=samples // 2 / rate_hz) as reader:
+                _read_through(reader)
+    except AudioFileError as error:
+        text = str(error)
+        must(text.startswith(f"{FILE.path}: "), f"names no file: {text}")
+        must(text.isprintable(), "tells a terminal what to do")
+        must("memory" not in text.lower() and "malloc" not in text.lower(), f"asked for memory: {text}")
+        raise
+
+
+def _read_through(reader: AudioReader) -> None:
+    samples = 0
+    for wave in reader.blocks(BLOCK):
+        must(wave.shape[0] == reader.channels and wave.dtype == reader.dtype, "another wave than it says")
+        samples += wave.shape[1]
+        if samples * reader.channels > MAX_VALUES:  # a few bytes may well hold hours of silence
+            return
+    must(samples == reader.samples, f"says {reader.samples} samples, has {samples}")
+
+
+def seeds() -> dict[str, bytes]:
+    """Each container with its plainest sample type, and each other sample type where it is first met."""
+    wave = np.sin(np.arange(100) / 5.0).astype(np.float32)[:, None] * 0.5
+    files: dict[str, bytes] = {}
+    seen: set[str] = set()
+    for container in sorted(soundfile.available_formats(), key=lambda name: (name != "WAV", name)):
+        subtypes = list(soundfile.available_subtypes(container))
+        plain = next((name for name in ("PCM_16", *subtypes) if name in subtypes), None)
+        for subtype in subtypes:
+            if (subtype == plain or subtype not in seen) and (content := _encoded(container, subtype, wave)):
+                seen.add(subtype)
+                files[f"{container}-{subtype}".lower()] = content
+    return files | {f"av-{name}": content for name, content in _av_files(wave).items()}
+
+
+def _encoded(container: str, subtype: str, wave: np.ndarray) -> bytes | None:
+    """Nothing if libsndfile cannot write that, or cannot read it."""
+    file = io.BytesIO()
+    try:
+        soundfile.write(file, wave, OPUS_RATE_HZ if subtype == "OPUS" else RATE_HZ, subtype, format=container)
+        FILE.write(file.getvalue())
+        AudioReader(FILE.path).close()
+    except (soundfile.SoundFileError, AudioFileError, TypeError, ValueError):
+        return None
+    return file.getvalue()
+
+
+AV_FILES = (  # container and codec
+    *(
+        ("mp4", "aac"),
+        ("mov", "alac"),
+        ("mov", "pcm_s16le"),
+        ("adts", "aac"),
+        ("matroska", "flac"),
+        ("webm", "libopus"),
+    ),
+    *(("ac3", "ac3"), ("eac3", "eac3"), ("avi", "mp2"), ("flv", "libmp3lame"), ("mpegts", "mp2"), ("tta", "tta")),
+    *(("asf", "wmav2"), ("matroska", "wavpack"), ("dts", "dca"), ("truehd", "truehd"), ("oma", "atrac3")),
+)
+
+
+def _av_files(wave: np.ndarray) -> dict[str, bytes]:
+    """What the installed FFmpeg can write; nothing without PyAV."""
+    try:
+        import av
+    except ModuleNotFoundError:
+        return {}
+    files = {}
+    for container, codec in AV_FILES:
+        try:
+            files[f"{container}-{codec}"] = _av_encoded(container, codec, wave)
+        except (av.error.FFmpegError, ValueError):
+            continue
+    return files
+
+
+def _av_encoded(container: str, codec: str, wave: np.ndarray) -> bytes:
+    import av
+
+    content = io.BytesIO()
+    with av.open(content, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=48_000, layout="mono")
+        stream.codec_context.options = {"strict": "experimental"}
+        to_codec = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=48_000)
+        frame = av.AudioFrame.from_ndarray(np.tile(wave.T, 8), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        fifo = av.AudioFifo()
+        for converted in to_codec.resample(frame):
+            fifo.write(converted)
+        size = stream.codec_context.frame_size
+        while piece := fifo.read(size or 0, partial=True):
+            output.mux(stream.encode(piece))
+        output.mux(stream.encode(None))
+    return content.getvalue()
+
+
+def mutate(data: bytes, random: Random) -> bytes:
+    changed = spoilt(data, random, head=HEADER_BYTES)
+    return _ogg_repaired(changed) if data.startswith(b"OggS") and random.random() < 0.9 else changed
+
+
+@functools.cache
+def _ogg_table() -> tuple[int, ...]:
+    """The CRC of each byte: x^32 + ... modulo 0x04C11DB7, the highest power first."""
+    table = []
+    for byte in range(256):
+        register = byte << 24
+        for _ in range(8):
+            register = (register << 1 ^ (0x04C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
+        table.append(register)
+    return tuple(table)
+
+
+def _ogg_repaired(data: bytes) -> bytes:
+    """With right checksums, without which a decoder would not even look at a page."""
+    table, repaired = _ogg_table(), bytearray(data)
+    at = data.find(b"OggS")
+    while at >= 0 and at + 27 <= len(data):
+        lacing = data[at + 27 : at + 27 + data[at + 26]]
+        end = at + 27 + len(lacing) + sum(lacing)
+        repaired[at + 22 : at + 26] = bytes(4)
+        register = 0
+        for byte in repaired[at:end]:
+            register = (register << 8 & 0xFFFFFFFF) ^ table[register >> 24 ^ byte]
+        repaired[at + 22 : at + 26] = register.to_bytes(4, "little")
+        at = data.find(b"OggS", max(end, at + 4))
+    return bytes(repaired)
+
+
+TARGET = Target(
+    run=target,
+    documented=(AudioFileError,),
+    seeds=seeds,
+    mutate=mutate,
+    # Decoders keep tables of some MiB, and a frame of any codec is decoded as a whole; it holds at most 2^20 samples
+    # of at most 64 channels that anybody would separate.
+    limits=Limits(memory_bytes=256 * 2**20, memory_per_byte=4096, cpu_s=20.0, max_bytes=8192),
+)
