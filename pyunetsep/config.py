@@ -9,7 +9,7 @@ gigabytes.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -23,9 +23,19 @@ class Checked:
     """A dataclass whose values are of their annotated types, however it is made."""
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():
             value = _typed(hint, getattr(self, name), f"{type(self).__name__}.{name}")
             object.__setattr__(self, name, value)  # a list has become a tuple, an int a float
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The annotated types of a dataclass's fields; kept, for to find them takes longer than to check all values."""
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
 
 
 def check_bounds(owner: object, field: str, low: float, high: float) -> None:
@@ -55,7 +65,7 @@ def from_dict(kind: type[Config], values: object, *, where: str = "") -> Config:
     where = where or kind.__name__
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a table, got {shown(values)}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     unknown = sorted(shown(key) for key in values if key not in hints)
     missing = [key for key in hints if key not in values]
     if unknown or missing:
@@ -88,7 +98,8 @@ def _typed(hint: Any, value: object, where: str) -> Any:
             return tuple(_typed(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         raise ValueError(f"{where} must be a list, got {shown(value)}")
     if isinstance(value, bool) is (hint is bool):  # to Python a bool is an int
-        if hint is float and isinstance(value, (int, float)) and math.isfinite(value):
+        # neither NaN nor infinite, nor an integer that no float can hold
+        if hint is float and isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
             return float(value)
         if hint in (int, str, bool) and isinstance(value, hint):
             return value
@@ -97,7 +108,10 @@ def _typed(hint: Any, value: object, where: str) -> Any:
 
 def shown(value: object) -> str:
     """A value from a file as it may stand in a message: quoted, and short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # what could just be read may be too deep to be written
+        return f"a {type(value).__name__} that is nested too deep"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
