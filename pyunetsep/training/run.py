@@ -112,7 +112,7 @@ def train(
         Mistakes in the configuration come before any work on the data.
     """
     config = _located(config)
-    folder = Path(output).expanduser()
+    folder = Path(os.path.expanduser(output))
     device = local_device(choose_device(device))
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(joined(device))
@@ -125,7 +125,7 @@ def train(
         if group.leads:
             stack.enter_context(_run_folder(folder, config))
         board = _board(folder) if tensorboard and group.leads else None
-        cache = Path(cache).expanduser() if cache is not None else models.cache_dir() / "training"
+        cache = Path(os.path.expanduser(cache)) if cache is not None else models.cache_dir() / "training"
 
         # one process decodes, the others find what it made
         for turn in (True, False):
@@ -338,9 +338,9 @@ def _located(config: TrainingConfig) -> TrainingConfig:
     """The configuration with paths that hold from everywhere."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return str(Path(os.path.expanduser(path)).absolute())
 
-    init = absolute(config.init) if Path(config.init).expanduser().exists() and config.init else config.init
+    init = absolute(config.init) if os.path.exists(os.path.expanduser(config.init)) else config.init
     return dataclasses.replace(config, data=tuple(map(absolute, config.data)), init=init)
 
 
