@@ -68,20 +68,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Header:
-    config: ModelConfig
-    info: ModelInfo
-    tensors: dict[str, _Stored]  # in the order in which they lie in the file
-    data_offset: int
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor as the header describes it."""
+class Stored:
+    """A tensor as a header describes it."""
 
     dtype: str
     shape: tuple[int, ...]
     size: int  # in bytes
+
+
+@dataclass(frozen=True)
+class _Header:
+    config: ModelConfig
+    info: ModelInfo
+    tensors: dict[str, Stored]  # in the order in which they lie in the file
+    data_offset: int
 
 
 def save_checkpoint(
@@ -153,7 +153,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         try:
             tensors = safetensors.torch.load(file.read())
         except safetensors.SafetensorError as error:
-            raise ValueError(f"not a valid safetensors file: {error}") from error
+            raise ValueError(f"not a valid safetensors file: {shown(str(error))}") from error
         _check_values(tensors)
     states: dict[str, dict[str, Tensor]] = {stem: {} for stem in header.config.stems}
     for name, tensor in tensors.items():
@@ -232,16 +232,9 @@ def build_networks(config: ModelConfig, states: Mapping[str, Mapping[str, Tensor
 
 
 def _read_header(file: BinaryIO) -> _Header:
-    """Reads and checks all of a safetensors file but the weights themselves."""
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        raise ValueError("not a .safetensors model: its first 8 bytes are not the length of a header")
-    table = _table(parse_json(file.read(length), "its header"), "its header")
-    metadata = _table(table.pop("__metadata__", {}), "its metadata")
-    if not isinstance(metadata.get("pyunetsep"), str):
-        raise ValueError("a .safetensors file, but not a model of pyunetsep: its metadata has no 'pyunetsep'")
-    document = _table(parse_json(metadata["pyunetsep"].encode(), "its metadata"), "its metadata")
+    """Reads and checks all of a model's file but the weights themselves."""
+    text, tensors, data_offset = read_table(file, "pyunetsep", "model")
+    document = _table(parse_json(text.encode(), "its metadata"), "its metadata")
     version = document.get("format")
     if type(version) is not int or version != FORMAT:  # to Python, True == 1
         raise ValueError(f"its format is {shown(version)}; this version of pyunetsep reads format {FORMAT}")
@@ -251,12 +244,32 @@ def _read_header(file: BinaryIO) -> _Header:
     return _Header(
         config=from_dict(ModelConfig, document["config"], where="config"),
         info=from_dict(ModelInfo, document["info"], where="info"),
-        tensors=_layout(table, size - 8 - length),
-        data_offset=8 + length,
+        tensors=tensors,
+        data_offset=data_offset,
     )
 
 
-def _layout(table: Mapping[str, Any], size: int) -> dict[str, _Stored]:
+def read_table(file: BinaryIO, key: str, what: str) -> tuple[str, dict[str, Stored], int]:
+    """Reads and checks a safetensors file's header; the file is a `what` of this package if its metadata has `key`.
+
+    Returns:
+        What the metadata says under `key`; the tensors, in the order in which they fill the rest of the file; the
+        offset at which they begin.
+    Raises:
+        ValueError: it is no such file, or damaged.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise ValueError(f"not a .safetensors {what}: its first 8 bytes are not the length of a header")
+    table = _table(parse_json(file.read(length), "its header"), "its header")
+    text = _table(table.pop("__metadata__", {}), "its metadata").get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"a .safetensors file, but not a {what} of pyunetsep: its metadata has no {key!r}")
+    return text, _layout(table, size - 8 - length), 8 + length
+
+
+def _layout(table: Mapping[str, Any], size: int) -> dict[str, Stored]:
     """The tensors in the order of their offsets; they must fill the `size` bytes after the header without gaps."""
     tensors = []
     for name, value in table.items():
@@ -267,7 +280,7 @@ def _layout(table: Mapping[str, Any], size: int) -> dict[str, _Stored]:
             raise ValueError(f"tensor {shown(name)} is of type {shown(dtype)}, which is not one of F32, F16, BF16")
         if not (_are_sizes(shape) and len(shape) <= 8 and _are_sizes(offsets) and len(offsets) == 2):
             raise ValueError(f"tensor {shown(name)} needs a shape and two offsets")
-        stored = _Stored(dtype, tuple(shape), math.prod(shape) * DTYPE_BYTES[dtype])
+        stored = Stored(dtype, tuple(shape), math.prod(shape) * DTYPE_BYTES[dtype])
         if offsets[1] - offsets[0] != stored.size:
             raise ValueError(f"tensor {shown(name)} has other offsets than its type and shape need")
         tensors.append((offsets[0], name, stored))

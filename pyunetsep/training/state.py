@@ -1,6 +1,6 @@
 """A run's state as one file, from which it goes on as if nothing had happened: safetensors, so nothing is unpickled.
 
-    {"config": {...TrainingConfig...}, "data": digest of the recordings, "format": 1, "step": N, "best": {...}, ...}
+    {"config": {...TrainingConfig...}, "data": digest of the recordings, "format": 1, "position": {...Position...}}
 
 is the one value of its metadata, and its tensors are `network.<stem>.<key>`, `average.<stem>.<key>` and
 `optimiser.<stem>.<parameter>.<moment>`. Examples and dropout follow from seed, step and index, and the learning rate
@@ -9,18 +9,16 @@ from the step: neither sampler, scheduler nor random numbers have a state.
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..atomic import write_atomically
-from ..checkpoint import blaming, parse_json
-from ..config import from_dict, shown, to_dict
-from ..errors import CheckpointError
+from ..checkpoint import blaming, parse_json, read_table
+from ..config import Checked, check_bounds, from_dict, shown, to_dict
 from .config import TrainingConfig
 
 FORMAT = 1
@@ -28,7 +26,7 @@ KEY = "pyunetsep-training"
 
 
 @dataclass(frozen=True)
-class Position:
+class Position(Checked):
     """Where a run stands."""
 
     step: int = 0  # steps done
@@ -37,6 +35,29 @@ class Position:
     elapsed_s: float = 0.0  # of all processes that worked on it, one after the other
     loss_scale: float = 0.0  # of float16, 0 without
     loss_scale_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds(self, "step", 0, 10**9)
+        check_bounds(self, "best_step", -1, 10**9)
+        check_bounds(self, "elapsed_s", 0.0, math.inf)
+        check_bounds(self, "loss_scale", 0.0, math.inf)
+        check_bounds(self, "loss_scale_steps", 0, 10**9)
+
+
+@dataclass(frozen=True)
+class _Document(Checked):
+    """The metadata's value."""
+
+    format: int
+    config: TrainingConfig
+    data: str
+    position: Position
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format != FORMAT:
+            raise ValueError(f"its format is {self.format}; this version of pyunetsep reads format {FORMAT}")
 
 
 @dataclass(frozen=True)
@@ -57,12 +78,7 @@ def save_state(path: Path, state: State) -> None:
     """
     import safetensors.torch
 
-    document = {
-        "format": FORMAT,
-        "config": to_dict(state.config),
-        "data": state.data,
-        "position": dataclasses.asdict(state.position),
-    }
+    document = to_dict(_Document(FORMAT, state.config, state.data, state.position))
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors.items()}
     content = safetensors.torch.save(tensors, {KEY: json.dumps(document, sort_keys=True)})
     with blaming(path):
@@ -77,18 +93,13 @@ def load_state(path: Path) -> State:
     """
     import safetensors
 
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if KEY not in metadata:
-                raise ValueError("not the checkpoint of a training run; a model goes to --init")
-            document: Any = parse_json(metadata[KEY].encode(), "its metadata")
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise ValueError(f"this version of pyunetsep reads format {FORMAT}, it is {shown(document)}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            config = from_dict(TrainingConfig, document.get("config"), where="config")
-            position = from_dict(Position, document.get("position"), where="position")
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(f"{path}: {reason}") from error
-    return State(config, str(document.get("data")), position, tensors)
+    with blaming(path):
+        with open(path, "rb") as file:
+            text, stored, _ = read_table(file, KEY, "training checkpoint")
+        document = from_dict(_Document, parse_json(text.encode(), "its metadata"), where="its metadata")
+        try:
+            with safetensors.safe_open(path, framework="pt") as tensors:
+                found = {name: tensors.get_tensor(name) for name in stored}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"not a valid safetensors file: {shown(str(error))}") from error
+    return State(document.config, document.data, document.position, found)
