@@ -104,7 +104,8 @@ def find_prefix(path: str | os.PathLike[str]) -> Path:
         return found[0].with_suffix("")
     except OSError as error:
         raise CheckpointError(f"{path / 'checkpoint'}: {_reason(error)}") from error
-    match = re.search(r'^\s*model_checkpoint_path:\s*"([^"\\\0]+)"', text, re.MULTILINE)
+    # \s at the beginning of a line would take quadratic time over empty ones
+    match = re.search(r'^[ \t]*model_checkpoint_path:\s*"([^"\\\x00-\x1f\x7f-\x9f]+)"', text, re.MULTILINE)
     if match is None:
         raise CheckpointError(f"{path / 'checkpoint'}: names no model_checkpoint_path")
     # an absolute path is one of the machine that wrote it; the files lie beside this one
@@ -294,15 +295,16 @@ def _reason(error: Exception) -> str:
 
 # The CRC's register is a polynomial over GF(2) modulo Castagnoli's, the highest power in bit 0.
 POLYNOMIAL = 0x82F63B78
+SHORT_BYTES = 512  # up to which one byte after the other is faster than NumPy
 
 
 def crc32c(data: bytes | npt.NDArray[np.uint8]) -> int:
     """The CRC-32C (Castagnoli) of bytes, at NumPy's speed.
 
-    A byte d bytes before another counts as multiplied by x^(8 d), which is linear. So the message, as 32-bit words, is
-    folded until one word is left: its front is multiplied by that power and added (xor) to its back, 2^k words.
+    A byte d bytes before another counts as multiplied by x^(8 d), which is linear. So a long message, as 32-bit words,
+    is folded until one word is left: its front is multiplied by that power and added (xor) to its back, 2^k words.
     """
-    whole = len(data) // 4 * 4
+    whole = len(data) // 4 * 4 if len(data) > SHORT_BYTES else 0
     words = np.frombuffer(data, np.uint8)[:whole].view("<u4").copy()
     register = 0xFFFFFFFF
     if len(words):
@@ -313,9 +315,16 @@ def crc32c(data: bytes | npt.NDArray[np.uint8]) -> int:
             back[-len(front) :] ^= _shift(front, step)
             words = back
         register = int(_shift(words, 0)[0])
+    table = _byte_table()
     for byte in bytes(data[whole:]):
-        register = _shift_bits(register ^ byte, 8)
+        register = table[(register ^ byte) & 0xFF] ^ register >> 8
     return register ^ 0xFFFFFFFF
+
+
+@functools.cache
+def _byte_table() -> tuple[int, ...]:
+    """What eight zero bits after it make of each byte."""
+    return tuple(_shift_bits(byte, 8) for byte in range(256))
 
 
 def _shift(words: npt.NDArray[np.uint32], step: int) -> npt.NDArray[np.uint32]:
