@@ -63,7 +63,10 @@ def sound_extent(file: BinaryIO) -> SoundExtent | None:
     magic = _read(file, 0, 12)
     if magic[:4] == b".snd":
         start, promised = struct.unpack(">II", magic[4:12].ljust(8, b"\0"))
-        return SoundExtent(start, None if promised == _FOUR_GIB - 1 else promised, end - start, 8, ">I")
+        if start < len(magic):
+            return None  # within its own fields
+        open_ended = promised == _FOUR_GIB - 1 and start <= end
+        return SoundExtent(start, None if open_ended else promised, max(0, end - start), 8, ">I")
     if magic[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and magic[8:12] != b"WAVE":
         return None
     if magic[:4] == b"FORM" and magic[8:12] not in (b"AIFF", b"AIFC"):
@@ -77,7 +80,7 @@ def _find_sound(file: BinaryIO, end: int, layout: _Layout, magic: bytes) -> Soun
     head_bytes = layout.id_bytes + size_bytes
     at, ds64_at = layout.first, None
     for _ in range(_MAX_CHUNKS):
-        head = _read(file, at, head_bytes)
+        head = _read(file, at, head_bytes) if at < end else b""
         if len(head) < head_bytes:
             return None
         size = struct.unpack(layout.size_format, head[layout.id_bytes :])[0] - layout.size_bias
@@ -102,8 +105,8 @@ def _find_sound(file: BinaryIO, end: int, layout: _Layout, magic: bytes) -> Soun
 def _end_of_chunks(file: BinaryIO, at: int, end: int, layout: _Layout) -> int:
     head_bytes = layout.id_bytes + struct.calcsize(layout.size_format)
     for _ in range(_MAX_CHUNKS):
-        head = _read(file, at, head_bytes)
-        if at >= end or len(head) < head_bytes:
+        head = _read(file, at, head_bytes) if at < end else b""
+        if len(head) < head_bytes:
             break
         at += head_bytes + max(0, struct.unpack(layout.size_format, head[layout.id_bytes :])[0])
     return at
@@ -169,7 +172,7 @@ def ends_within_mp4_box(file: BinaryIO) -> bool:
     end = file.seek(0, os.SEEK_END)
     at = 0
     kinds: list[bytes] = []
-    while len(kinds) < _MAX_CHUNKS and len(head := _read(file, at, 16)) >= 8:
+    while len(kinds) < _MAX_CHUNKS and at < end and len(head := _read(file, at, 16)) >= 8:
         size, kind = struct.unpack(">I4s", head[:8])
         if size == 1:  # a 64-bit size follows
             size = int.from_bytes(head[8:], "big")
@@ -200,7 +203,10 @@ class Mp3Header:
 def mp3_header(file: BinaryIO) -> Mp3Header | None:
     """Find the first MPEG audio frame; None if there is none where one has to be."""
     start = 0
-    while (tag := _read(file, start, 10))[:3] == b"ID3" and len(tag) == 10:
+    for _ in range(_MAX_CHUNKS):
+        tag = _read(file, start, 10)
+        if tag[:3] != b"ID3" or len(tag) < 10:
+            break
         size = (tag[6] & 127) << 21 | (tag[7] & 127) << 14 | (tag[8] & 127) << 7 | (tag[9] & 127)
         start += 10 + size + (10 if tag[5] & 0x10 else 0)
     frame = _read(file, start, 4096)
