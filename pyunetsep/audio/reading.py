@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -19,10 +16,13 @@ from .headers import closed_header, ends_within_mp4_box, ends_within_ogg_page, m
 from .libsndfile import soundfile
 
 _BLOCK = 1 << 16
+_MAX_FRAME = 1 << 20  # samples that a packet may hold; files have some thousands
 _UNKNOWN = 1 << 40  # libsndfile says 2^63 - 1, an unbounded MP3 2^31 frames of 576 or 1152 samples
 _WIDE_SUBTYPES = frozenset({"PCM_32", "DOUBLE", "ALAC_32"})
 # libsndfile seeks in these to samples that differ near the end (Vorbis), so they are decoded up to the excerpt.
 _INEXACT_SEEKING = frozenset({"OGG", "MP3"})
+# libsndfile does not notice the end of these, and makes up samples as long as the header promises some.
+_ENDLESS = frozenset({"SDS"})
 # FFmpeg also reads playlists, which open other files and addresses: only formats that hold their sound themselves.
 _AV_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,asf,avi,flv,mpeg,mpegts,ogg,mp3,wav,w64,aiff,flac,caf,"
@@ -69,10 +69,7 @@ class AudioReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, start_s: float = 0.0, duration_s: float | None = None) -> None:
-        if not start_s >= 0:
-            raise ValueError(f"start_s: got {start_s}, want seconds from 0 on")
-        if duration_s is not None and not duration_s > 0:
-            raise ValueError(f"duration_s: got {duration_s}, want seconds above 0, or None")
+        check_excerpt(start_s, duration_s)
         self.path = os.fspath(path)
         self._decoder: _Decoder | None = None
         self._position = 0
@@ -82,7 +79,7 @@ class AudioReader:
             raise file_error(self.path, error) from None
         try:
             if not self._file.seekable():
-                raise file_error(self.path, "cannot seek in it; copy a pipe with spool_stdin() first")
+                raise file_error(self.path, "cannot seek in it; copy a pipe with audio.spooled() first")
             self._decoder = _decoder(self._file, self.path)
             self.sample_rate_hz, self.channels = self._decoder.sample_rate_hz, self._decoder.channels
             self.format, self.dtype = self._decoder.format, self._decoder.dtype
@@ -144,6 +141,14 @@ class AudioReader:
         self.close()
 
 
+def check_excerpt(start_s: float, duration_s: float | None) -> None:
+    """Raise a ValueError that names the argument, unless both are times."""
+    if not start_s >= 0:
+        raise ValueError(f"start_s: got {start_s}, want seconds from 0 on")
+    if duration_s is not None and not duration_s > 0:
+        raise ValueError(f"duration_s: got {duration_s}, want seconds above 0, or None")
+
+
 def _count(decoder: _Decoder) -> int:
     samples = 0
     while count := decoder.read(_BLOCK).shape[1]:
@@ -157,7 +162,7 @@ def _decoder(file: BinaryIO, path: str) -> _Decoder:
         if file.seek(0, os.SEEK_END) == 0:
             raise file_error(path, "is empty")
         try:
-            return _LibsndfileDecoder(file, path)
+            return LibsndfileDecoder(file, path)
         except soundfile.LibsndfileError as error:
             reason = _reason(error)
         try:
@@ -185,7 +190,7 @@ def _reason(error: soundfile.LibsndfileError) -> str:
     return text[8:] if text.startswith("Error : ") else text
 
 
-class _LibsndfileDecoder:
+class LibsndfileDecoder:
     def __init__(self, file: BinaryIO, path: str) -> None:
         self._path = path
         self._position = 0
@@ -229,6 +234,7 @@ class _LibsndfileDecoder:
                     if mp3.promised > mp3.available:
                         raise self._truncated(f"{frames} samples in {mp3.promised} bytes", f"{mp3.available} bytes")
                     self.surplus = 2 * 1152  # all is there, but some encoders count the header frame too
+            self._guard.reached_end = False  # while opening it
         except BaseException:
             self._file.close()
             raise
@@ -255,6 +261,8 @@ class _LibsndfileDecoder:
         except OSError as error:
             raise file_error(self._path, error) from error
         self._position += done
+        if self.format.container in _ENDLESS and self._guard.reached_end:
+            raise self._truncated(f"{self.samples} samples", f"fewer than {self._position}")
         return np.ascontiguousarray(waves[:done].T)
 
     def skip(self, samples: int) -> None:
@@ -300,9 +308,10 @@ class _AvDecoder:
             if not self._container.streams.audio:
                 raise _NotAudio("holds no sound")
             self._stream = self._container.streams.audio[0]
+            _limit_frames(self._stream.codec_context)
             name = PurePath(path).suffix[1:] or self._container.format.name.split(",")[0]
             self.format = AudioFormat(name.upper(), self._stream.codec_context.name.upper())
-            self._waves = self._decode(av.AudioResampler(format="fltp"))
+            self._waves = self._decode(av.AudioResampler(format="flt"))  # interleaved: PyAV crashes on nine planes
             first = next(self._waves, None)
             if first is None:
                 raise file_error(path, "holds no sound")
@@ -326,7 +335,7 @@ class _AvDecoder:
                     for converted in to_float.resample(frame):
                         # known only now: HE-AAC announces half its rate
                         self.sample_rate_hz = converted.sample_rate
-                        yield converted.to_ndarray()
+                        yield converted.to_ndarray().reshape(converted.samples, -1).T
         except self._av_error as error:
             raise file_error(self._path, f"damaged ({error.strerror})") from None
         self._check_whole(packets, end_s)
@@ -362,22 +371,11 @@ class _AvDecoder:
         self._container.close()
 
 
-@contextmanager
-def spool_stdin(stream: BinaryIO) -> Iterator[str]:
-    """Copy a pipe into a temporary file, in constant memory.
-
-    Args:
-        stream: binary, such as `sys.stdin.buffer`.
-    Yields:
-        The path of the copy, which is named "stdin" and goes when the context ends.
-    Raises:
-        AudioFileError: the copy could not be written.
-    """
-    with tempfile.TemporaryDirectory(prefix="pyunetsep-") as folder:
-        path = os.path.join(folder, "stdin")
-        try:
-            with open(path, "wb") as copy:
-                shutil.copyfileobj(stream, copy, 1 << 20)
-        except OSError as error:
-            raise file_error(f"standard input: copying it to {folder}", error) from error
-        yield path
+def _limit_frames(codec: Any) -> None:
+    """Keeps a damaged file from asking for gigabytes, which FFmpeg would take."""
+    if codec is None:
+        raise _NotAudio("its sound is of a kind that FFmpeg cannot decode")
+    codec.options = {"max_samples": str(_MAX_FRAME)}
+    # its decoder makes room for as many as the header says before it makes a frame
+    if codec.name == "alac" and int.from_bytes((codec.extradata or b"")[12:16], "big") > _MAX_FRAME:
+        raise _NotAudio(f"damaged: promises ALAC frames of more than {_MAX_FRAME} samples")
