@@ -101,7 +101,7 @@ gpu-bench: $(if $(DRY),,gpu-build) ## measure networks, layers, transforms and s
 	[ -z "$$failed" ] || { echo "failed, or out of time:$$failed" >&2; exit 1; }
 
 sdist: $(STAMP) ## write the source distribution to dist/
-	$(BIN)/python setup.py --quiet sdist
+	$(BIN)/python -m build --sdist --no-isolation
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info pyunetsep/_C.*.so .pytest_cache .hypothesis .benchmarks .mypy_cache .ruff_cache
