@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import threading
+from contextlib import suppress
 
 from . import arguments
 from .exit_codes import DONE
@@ -40,7 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     arguments.add_model(parser)
     parser.add_argument(
-        "--max-mb", type=_positive, default=200.0, metavar="N", help="largest file that is taken (default: 200)"
+        "--max-mb",
+        type=_positive,
+        default=200.0,
+        metavar="N",
+        help="largest file that is taken, in units of 2^20 bytes (default: 200)",
     )
     parser.add_argument(
         "--max-minutes", type=_positive, default=30.0, metavar="N", help="longest song that is taken (default: 30)"
@@ -57,13 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
     from ..demo import DemoServer, Limits
 
-    limits = Limits(max_bytes=round(args.max_mb * 1e6), max_s=60 * args.max_minutes, keep_s=60 * args.keep)
-    try:
-        with DemoServer(arguments.separator(args), host=args.host, port=args.port, limits=limits) as server:
-            print(f"{server.url} (Ctrl-C ends it)", file=sys.stderr)
+    limits = Limits(max_bytes=round(args.max_mb * 2**20), max_s=60 * args.max_minutes, keep_s=60 * args.keep)
+    with DemoServer(arguments.separator(args), host=args.host, port=args.port, limits=limits) as server:
+        print(server.url, flush=True)
+        with suppress(KeyboardInterrupt):  # how it is meant to end
             threading.Event().wait()
-    except KeyboardInterrupt:  # how it is meant to end
-        print("pyunetsep: the page is closed, and its files are removed", file=sys.stderr)
     return DONE
 
 

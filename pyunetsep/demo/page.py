@@ -12,7 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from .studio import MIXTURE, PICTURE, Job, SeparatedSong, Studio
+from ..errors import Cancelled
+from .studio import MIB, MIXTURE, PICTURE, Job, SeparatedSong, Studio
 
 THEME_FONT = ["system-ui", "sans-serif"]  # no font is fetched
 POLL_S = 0.2
@@ -21,25 +22,25 @@ TITLES = {MIXTURE: "Song"}  # stems are called by their names
 
 
 def head() -> str:
-    """The player and the style, inside the page: nothing is fetched from elsewhere."""
-    files = resources.files(__package__)
-    script, style = ((files / name).read_text(encoding="utf-8") for name in ("player.js", "page.css"))
-    return f"<script>{script}</script><style>{style}</style>"
+    """The player and the styles, inside the page: nothing is fetched from elsewhere."""
+
+    def text(name: str) -> str:
+        return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+    return (
+        f"<style>{text('page.css')}</style>"
+        f"<style id='player-style' media='not all'>{text('player.css')}</style>"  # the player takes it into itself
+        f"<script>{text('player.js')}</script>"
+    )
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    limits = studio.limits
     with gr.Blocks(title="pyunetsep", analytics_enabled=False) as page:
-        gr.HTML(_introduction(studio))
-        song = gr.File(label="Song", show_label=False, height=150, elem_id="song")
-        gr.HTML(
-            f"<p class='fine'>Up to {limits.max_bytes / 1e6:g} MB and {limits.max_s / 60:g} minutes. One song is "
-            f"separated at a time. Files are removed when this page is closed, or {limits.keep_s / 60:g} minutes after "
-            "they were last used.</p>"
-        )
-        status = gr.HTML(elem_id="status")
+        _html(_introduction(studio))
+        song = gr.File(label="Song", show_label=False, height=140, elem_id="song")
+        status = _html(elem_id="status", visible=False)
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel", size="sm")
-        result = gr.HTML(elem_id="result")
+        result = _html(elem_id="result", visible=False)
 
         def separate(upload: str | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
             if upload is None:
@@ -47,21 +48,24 @@ def build_page(studio: Studio) -> gr.Blocks:
             try:
                 job = studio.submit(str(request.session_hash), Path(upload))
             except OSError:
-                yield {song: None, status: _message("The upload did not arrive; drop the song again.")}
+                yield {song: None, status: _shown(_message("The upload did not arrive; drop the song again."))}
                 return
-            yield {song: gr.update(value=None, visible=False), cancel: gr.update(visible=True), result: ""}
+            except Cancelled:
+                yield {song: None, status: _shown(_message("This page lost its connection; reload it."))}
+                return
+            yield {song: gr.update(value=None, visible=False), cancel: gr.update(visible=True), result: _shown("")}
             shown = ""
             while not job.result.done():
                 if (progress := _progress(job, studio.songs_before(job))) != shown:
                     shown = progress
-                    yield {status: progress}
+                    yield {status: _shown(progress)}
                 wait([job.result], POLL_S)
             done = {song: gr.update(value=None, visible=True), cancel: gr.update(visible=False)}
             error = studio.explain(job)
             if error or job.cancelled.is_set():
-                yield {**done, status: _message(error) if error else ""}
+                yield {**done, status: _shown(_message(error) if error else "")}
             else:
-                yield {**done, status: "", result: _player(job.token, job.result.result())}
+                yield {**done, status: _shown(""), result: _shown(_player(job.token, job.result.result()))}
 
         outputs = [song, status, cancel, result]
         song.upload(
@@ -78,18 +82,31 @@ def build_page(studio: Studio) -> gr.Blocks:
 
         cancel.click(stop, queue=False, show_progress="hidden", api_visibility="private")
 
-        def forget(request: gr.Request) -> None:
-            studio.forget(str(request.session_hash))
+        def leave(request: gr.Request) -> None:
+            studio.leave(str(request.session_hash))
 
-        page.unload(forget)
+        page.unload(leave)
     return page
 
 
+def _html(value: str = "", **options: Any) -> gr.HTML:
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_classes="plain", **options)
+
+
+def _shown(value: str) -> Any:
+    """What an `_html` becomes; nothing takes no room."""
+    return gr.update(value=value, visible=bool(value))
+
+
 def _introduction(studio: Studio) -> str:
-    model = html.escape(studio.separator.info.name)
+    limits = studio.limits
     return (
-        "<h1>pyunetsep</h1><p class='lead'>Drop a song and hear its singing voice and its accompaniment apart.</p>"
-        f"<p class='fine'>The model is {model}. The song stays on the machine that serves this page.</p>"
+        "<h1>pyunetsep</h1>"
+        "<p class='lead'>Drop a song, and hear its singing voice and its accompaniment apart.</p>"
+        f"<p class='fine'>The model is {html.escape(studio.separator.info.name)}. Songs of up to "
+        f"{limits.max_bytes / MIB:g} MB and {limits.max_s / 60:g} minutes are separated one at a time, on the machine "
+        "that serves this page, and go nowhere else. Their files are removed when this page is closed, or "
+        f"{limits.keep_s / 60:g} minutes after they were last used.</p>"
     )
 
 

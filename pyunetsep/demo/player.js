@@ -9,6 +9,7 @@
   const AHEAD_S = 6; // fetched before it is due
   const START_S = 0.1; // for the first piece to reach the sound card
   const FADE_S = 0.01; // no click when the balance moves
+  const SETTLE_MS = 80; // after a move, so that dragging does not fetch all it passes
 
   /** @returns {{vocals: number, accompaniment: number}} gains for a balance from -1, vocals alone, to 1. */
   const gainsOf = (balance) => ({ vocals: Math.min(1, 1 - balance), accompaniment: Math.min(1, 1 + balance) });
@@ -107,8 +108,9 @@
 
     async play() {
       this.open();
+      this.playing = true; // at once: the rest takes its time
       await this.context.resume();
-      await this.playFrom(this.position >= this.song.samples ? 0 : this.position);
+      if (this.playing) await this.playFrom(this.from);
     }
 
     /** Schedules piece after piece until something else is asked for. */
@@ -175,8 +177,10 @@
       this.tracks = new Tracks(this.song);
       this.balance = 0;
       this.original = false; // whether the song itself is heard, not its stems
-      this.append(this.heading(), this.transport(), this.mixer(), ...this.song.tracks.map((track) => this.strip(track)));
-      this.append(this.footing());
+      const style = make("style", { textContent: document.getElementById("player-style").textContent });
+      const strips = this.song.tracks.map((track) => this.strip(track));
+      const root = this.attachShadow({ mode: "open" });
+      root.append(style, this.heading(), this.transport(), this.mixer(), ...strips, this.footing());
       this.hear();
       this.show();
     }
@@ -218,7 +222,7 @@
       this.button = make("button", { className: "play", type: "button", onclick: () => this.toggle() });
       this.elapsed = make("output", { className: "time" });
       const total = this.song.samples / this.song.sampleRate;
-      this.seek = make("input", { type: "range", min: 0, max: total, step: "any", value: 0, set: { "aria-label": "Position" } });
+      this.seek = make("input", { type: "range", className: "seek", min: 0, max: total, step: "any", value: 0, set: { "aria-label": "Position" } });
       this.seek.oninput = () => this.moveTo(Number(this.seek.value));
       const length = make("span", { className: "time", textContent: clock(total) });
       return make("div", { className: "transport" }, this.button, this.elapsed, this.seek, length);
@@ -229,9 +233,10 @@
       this.slider.setAttribute("aria-label", "Balance of vocals and accompaniment");
       this.slider.oninput = () => this.setBalance(Number(this.slider.value));
       this.slider.ondblclick = () => this.setBalance(0);
-      const end = (text, balance) =>
-        make("button", { type: "button", className: "end", textContent: text, onclick: () => this.setBalance(balance) });
-      return make("div", { className: "mixer" }, end("Vocals", -1), this.slider, end("Accompaniment", 1), end("Both", 0));
+      const at = (balance, textContent, className = "end") =>
+        make("button", { type: "button", className, textContent, onclick: () => this.setBalance(balance) });
+      const both = at(0, "Both", "end both");
+      return make("div", { className: "mixer" }, at(-1, "Vocals"), this.slider, at(1, "Accompaniment"), both);
     }
 
     strip({ name, title, url }) {
@@ -263,7 +268,8 @@
 
     // what can be done
 
-    async toggle() {
+    toggle() {
+      clearTimeout(this.settling);
       if (this.playing) this.tracks.pause();
       else this.attempt(this.tracks.play());
       this.show();
@@ -271,8 +277,12 @@
 
     moveTo(seconds) {
       const sample = Math.round(Math.min(seconds * this.song.sampleRate, this.song.samples));
-      if (this.playing) this.attempt(this.tracks.playFrom(sample));
-      else this.tracks.silence(sample);
+      const playing = this.playing;
+      this.tracks.silence(sample);
+      this.tracks.playing = playing;
+      clearTimeout(this.settling);
+      const go = () => this.playing && this.attempt(this.tracks.playFrom(sample));
+      this.settling = setTimeout(go, SETTLE_MS);
       this.show();
     }
 
@@ -296,11 +306,17 @@
         await promise;
       } catch (error) {
         this.tracks.pause();
-        const gone = "The files of this song are no longer kept. Drop it again.";
-        const rate = `This browser does not play ${this.song.sampleRate} Hz. The downloads are not affected.`;
-        const text = error.message === "gone" ? gone : error.name === "NotSupportedError" ? rate : `It does not play: ${error.message}`;
-        Object.assign(this.problem, { hidden: false, textContent: text });
+        this.problem.textContent = this.explain(error);
+        this.problem.hidden = false;
       }
+    }
+
+    explain(error) {
+      const { channels, sampleRate } = this.song;
+      if (error.message === "gone") return "The files of this song are no longer kept. Drop it again.";
+      if (error.name === "NotSupportedError")
+        return `This browser does not play ${channels} channels at ${sampleRate} Hz. The downloads are not affected.`;
+      return `The song cannot be played: ${error.message}`;
     }
 
     hear() {
@@ -308,7 +324,7 @@
       this.tracks.setGains(gains);
       this.slider.value = this.balance;
       this.classList.toggle("original", this.original);
-      for (const section of this.querySelectorAll(".track")) {
+      for (const section of this.shadowRoot.querySelectorAll(".track")) {
         const gain = gains[section.dataset.track];
         section.style.setProperty("--gain", gain);
         const alone = gain === 1 && Object.values(gains).filter((other) => other > 0).length === 1;

@@ -88,7 +88,7 @@ def application(studio: Studio, host: str = HOST) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/songs/{token}/{name}")
-    def song_file(token: str, name: str) -> FileResponse:
+    def song_file(token: str, name: str) -> Any:
         found = studio.file(token, name)
         if found is None:
             raise HTTPException(404, "This file is no longer kept.")
@@ -122,11 +122,10 @@ def application(studio: Studio, host: str = HOST) -> FastAPI:
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        hint = "; --port chooses another" if isinstance(error, OSError) else ""
-        raise file_error(f"{host}:{port}: cannot listen there{hint}", error) from None
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = OSError(error.errno, os.strerror(error.errno)) if error.errno and error.errno > 0 else error
+        raise file_error(f"{host}:{port}: nothing can listen there (see --host and --port)", reason) from None
     with listening:
         yield listening
 

@@ -8,7 +8,9 @@ import secrets
 import shutil
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from ..separator import Separator
 
 MIXTURE = "mixture"
 PICTURE = "spectrograms.png"
+MIB = 1 << 20
+REMEMBERED = 1000  # of those who left: they may have a song on its way here for seconds
 SWEEP_S = 60.0  # how often old files are looked for
 CONTAINER, SUBTYPE, SAMPLE_BYTES = "wav", "PCM_16", 2  # plays everywhere
 EXPECTED = (PyunetsepError, OSError, ValueError, MemoryError)  # what songs, disks and their owners are to blame for
@@ -36,7 +40,7 @@ class Limits:
         keep_s: how long files stay after they were last asked for, if the page is not closed before.
     """
 
-    max_bytes: int = 200_000_000
+    max_bytes: int = 200 * MIB
     max_s: float = 1800.0
     keep_s: float = 3600.0
 
@@ -111,6 +115,7 @@ class Studio:
         self.uploads = folder / "uploads"  # where files wait for `submit`
         self.uploads.mkdir()
         self._jobs: dict[str, Job] = {}  # by token, in the order they came
+        self._gone: deque[str] = deque(maxlen=REMEMBERED)  # owners who have left
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "separation")
         self._closed = threading.Event()
@@ -121,7 +126,7 @@ class Studio:
         """Queues a song, in place of any that its owner had; the upload is the studio's from here on.
 
         Raises:
-            FileNotFoundError: the upload is gone.
+            Cancelled: the owner has left. FileNotFoundError: the upload is gone.
         """
         self.forget(owner)
         folder = self.folder / secrets.token_urlsafe(16)
@@ -129,7 +134,11 @@ class Studio:
         job = Job(owner, folder / "upload" / upload.name, folder)
         try:
             os.replace(upload, job.upload)
+            with suppress(OSError):  # it holds another upload
+                upload.parent.rmdir()
             with self._lock:
+                if owner in self._gone:
+                    raise Cancelled("the page was closed, or lost its connection")
                 job.result = self._worker.submit(self._run, job)
                 self._jobs[job.token] = job
         except BaseException:
@@ -154,6 +163,12 @@ class Studio:
         for job in self._of(owner):
             self._drop(job)
 
+    def leave(self, owner: str) -> None:
+        """`forget`, for good: a song that is still on its way to `submit` is not taken."""
+        with self._lock:
+            self._gone.append(owner)
+        self.forget(owner)
+
     def file(self, token: str, name: str) -> tuple[Path, SeparatedSong] | None:
         """A finished song's file, which counts as used; None if there is none of that name, or no longer."""
         with self._lock:
@@ -171,12 +186,10 @@ class Studio:
         for job in jobs:
             if job.result.done() and time.monotonic() - job.last_used_s > self.limits.keep_s:
                 self._drop(job)
-        for upload in [path for path in self.uploads.rglob("*") if path.is_file()]:
-            try:
-                if time.time() - upload.stat().st_mtime > self.limits.keep_s:
+        for upload in self.uploads.rglob("*"):
+            with suppress(OSError):  # submitted in the meantime
+                if upload.is_file() and time.time() - upload.stat().st_mtime > self.limits.keep_s:
                     upload.unlink()
-            except FileNotFoundError:  # submitted in the meantime
-                continue
 
     def close(self) -> None:
         """Stops all work, waits for it to stop, and removes all files."""
@@ -235,14 +248,16 @@ class Studio:
         with AudioReader(job.upload) as song:
             self._check(song)
             rate_hz, channels, samples = song.sample_rate_hz, song.channels, song.samples
-        result = self.separator.separate_file(
-            job.upload,
+        [result] = self.separator.separate_files(
+            [job.upload],
             job.folder / "stems",
             container=CONTAINER,
             subtype=SUBTYPE,
             progress=lambda done_s, total_s: job.at("separating", done_s / total_s),
             cancel=job.cancelled,
         )
+        if result.error is not None:
+            raise result.error
         mixture_path = job.folder / "mixture.wav"
         mixture = self._decode(job, mixture_path)
         job.at("drawing")
@@ -277,7 +292,7 @@ class Studio:
         waves = 1 + len(self.separator.model.stems)
         needed, free = waves * song.samples * song.channels * SAMPLE_BYTES, shutil.disk_usage(self.folder).free
         if needed > free:
-            raise InvalidAudioError(f"{song.path}: needs {needed / 1e6:.0f} MB of disk, {free / 1e6:.0f} MB are free")
+            raise InvalidAudioError(f"{song.path}: needs {needed / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free")
 
     def _decode(self, job: Job, path: Path) -> Spectrogram:
         """Writes the song as the page plays it, beside its stems."""
