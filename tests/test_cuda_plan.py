@@ -1,6 +1,8 @@
 """What a plan for a GPU refuses before it needs one; tests/test_gpu.py and tests/emulated have the rest."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -64,3 +66,10 @@ def test_blocks_are_checked():
 def test_without_a_gpu_the_error_says_so():
     with pytest.raises(RuntimeError, match=r"CUDA|built without its CUDA kernels"):
         plan(UNet(TINY))
+
+
+def test_copies_share_what_is_packed_and_pickles_are_refused():
+    made = CudaPlan.__new__(CudaPlan)  # as it takes a GPU to make one properly
+    assert copy.deepcopy({"plan": made})["plan"] is made
+    with pytest.raises(TypeError, match="a CudaPlan is packed for this machine and cannot be pickled"):
+        pickle.dumps(made)

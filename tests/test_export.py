@@ -170,6 +170,14 @@ def test_the_files_are_all_that_a_separator_needs(name, exports):
         assert np.abs(stem).max() > 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "most_db"), [("float32", -120.0), ("float16", -60.0)])
+def test_the_model_inside_the_package(precision, most_db, tmp_path):
+    """A trained network of full size, whose norms' variances float16 could not hold."""
+    for exported in export_onnx("jansson2017", tmp_path, precision=precision):
+        assert exported.agreement.error_db < most_db
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
