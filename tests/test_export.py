@@ -338,6 +338,7 @@ def test_the_command_without_onnx_runtime(model, tmp_path, capsys, monkeypatch):
         (["{model}", "--onnx", "{folder}", "--stem", "drums"], 2, "stem must be of vocals, accompaniment"),
         (["{model}", "--onnx", "{folder}", "--opset", "0"], 2, "opset must be a whole number from 18"),
         (["{model}", "--onnx", "{model}/x.onnx", "--stem", "vocals"], 1, "x.onnx: cannot be written: "),
+        (["{model}", "--onnx", ""], 2, "output must name a file or a folder, got an empty name"),
         (["nonesuch", "--onnx", "{folder}"], 3, "'nonesuch' is neither the name of a model"),
     ],
 )
