@@ -67,9 +67,12 @@ def mutate(data: bytes, random: Random) -> bytes:
 
 
 def spoilt_safetensors(data: bytes, random: Random, key: str) -> bytes:
-    """Spoils bytes, or the table of tensors, or the document under `key` of the metadata; the header's length fits."""
+    """Spoils bytes, or weights, or the table of tensors, or the document under `key`; the header's length fits."""
     how = random.random()
     length = int.from_bytes(data[:8], "little")
+    if how < 0.1:
+        weights = data[8 + length :]
+        return data[: 8 + length] + spoilt(weights, random)[: len(weights)].ljust(len(weights), b"?")
     try:
         header: Any = json.loads(data[8 : 8 + length])
         if how < 0.2:
