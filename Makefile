@@ -13,7 +13,7 @@ TORCH_STAMP := .venv/.torch-$(shell printf %s '$(TORCH)' | cksum | tr -cd 0-9)
 STAMP := .venv/.installed-$(PYUNETSEP_CUDA)
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test train-smoke test-long sanitize mutate compile-report lint format bench gpu-build gpu-test \
+.PHONY: help install demo test train-smoke test-long fuzz sanitize mutate compile-report lint format bench gpu-build gpu-test \
   gpu-bench sdist clean
 
 help: ## list the targets
@@ -43,6 +43,10 @@ train-smoke: $(STAMP) ## train 200 steps on songs that are made by formulas: the
 
 test-long: $(STAMP) ## separate a song of three hours, and look at the memory (ten minutes)
 	$(BIN)/python -m pytest -s -m slow tests/test_long_song.py
+
+# Guided by coverage where atheris is installed. One target: make fuzz FUZZ='audio --seconds 3600'.
+fuzz: $(STAMP) ## give hostile input to all that reads files, a minute each
+	$(BIN)/python -m tests.fuzz $(or $(FUZZ),--seconds 60)
 
 # A copy of the tree with a build of its own. The interpreter is not instrumented, so the libraries come before it; leaks
 # are not looked for, because the interpreter has some that are none.
