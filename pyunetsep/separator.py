@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 
 from . import models
 from .arrays import MAX_CHANNELS, ArrayLayout, loudest
-from .audio import AudioReader, Wave, output_format
+from .audio import AudioReader, PipeReader, PipeWriter, Wave, open_pipe, output_format
 from .checkpoint import Checkpoint
 from .config import EXACT, SeparatorConfig
 from .cuda_plan import CudaPlan
@@ -26,21 +28,41 @@ from .device import choose_device
 from .engine import Engine, Estimator, Networks, batch_patches
 from .errors import Cancelled, DeviceError, InvalidAudioError
 from .ops import kernels_enabled
-from .song_files import FileResult, StrPath, check_batch, check_outputs, rescaled, stem_paths, write_stems
-from .song_stream import SongStream
+from .schedule import Schedule
+from .song_files import (
+    FileResult,
+    OutputTemplate,
+    StrPath,
+    check_batch,
+    check_outputs,
+    rescaled,
+    warn_of_clipping,
+    write_stems,
+)
+from .song_stream import live_schedule
 from .stream import Check, SongPeaks, StemStream
 from .transfers import Fetched, Transfers, ahead
 from .unet import UNet
 from .unet_plan import UNetPlan
+from .workers import AnyOf, in_threads
 
 DEFAULT_MODEL = "spleeter-2stems"
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 5.0  # what is read, and reported as progress, at a time
 CUDA_BLOCK_S = 60.0  # a GPU takes milliseconds for it
+MAX_WORKERS = 8  # of songs on a CPU: more take memory, and fewer cores each
+CUDA_WORKERS = 4  # one on the GPU, the others decode and encode
+BLOCKS_A_WAIT = 8  # what is read at a time of a song that is still coming in, as a share of its latency
 CPU = torch.device("cpu")
 
-Progress = Callable[[float, float], object]  # seconds done, seconds in all
+Progress = Callable[[float, float], object]  # seconds done, seconds in all (inf: not known)
 Stem = str | Sequence[str] | None
+
+
+class Signal(Protocol):
+    """A `threading.Event`, or what is asked like one."""
+
+    def is_set(self) -> bool: ...
 
 
 def separate(
@@ -54,7 +76,7 @@ def separate(
     sanitize: bool = False,
     rescale: bool = False,
     progress: Progress | None = None,
-    cancel: threading.Event | None = None,
+    cancel: Signal | None = None,
     offline: bool = False,
 ) -> dict[str, Any]:
     """Separates a song into its stems.
@@ -149,7 +171,7 @@ class Separator:
         sanitize: bool = False,
         rescale: bool = False,
         progress: Progress | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Signal | None = None,
     ) -> dict[str, Any]:
         """Separates an array; arguments, result and errors are those of `pyunetsep.separate`."""
         layout = ArrayLayout(audio)
@@ -179,6 +201,7 @@ class Separator:
         path: StrPath,
         output_dir: StrPath = "stems",
         *,
+        template: str = OutputTemplate.DEFAULT,
         stem: Stem = None,
         container: str | None = None,
         subtype: str | None = None,
@@ -190,14 +213,15 @@ class Separator:
         sanitize: bool = False,
         rescale: bool = False,
         progress: Progress | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Signal | None = None,
     ) -> FileResult:
-        """Separates a file, block by block in bounded memory, into `output_dir`/<song>/<stem>.<extension>.
+        """Separates a file, block by block in bounded memory, by default into `output_dir`/<song>/<stem>.<extension>.
 
         Stems appear under their names once all are complete; whatever stops the work before leaves nothing behind.
 
         Args:
             path: any file that libsndfile reads, or PyAV where it is installed.
+            template: of the stems' names within `output_dir`, see `OutputTemplate`.
             stem, exact, sanitize, rescale, progress, cancel: as for `pyunetsep.separate`.
             container: "wav", "flac", "mp3", "ogg", "opus"; None is the input's own (wav where it cannot be written).
             subtype: sample type as soundfile names it, "PCM_24", "FLOAT"; None is the input's own where it fits.
@@ -211,6 +235,7 @@ class Separator:
         started = time.monotonic()
         if overwrite and skip_existing:
             raise ValueError("overwrite and skip_existing exclude each other")
+        naming = OutputTemplate(template)
         run = _Run(self, self._stems(stem), self._config(exact), sanitize, progress, cancel)
         run = dataclasses.replace(run, first_s=start_s, name=f"{os.fspath(path)}: ")
 
@@ -220,7 +245,7 @@ class Separator:
         with reader() as song:
             _check_song(song)
             form = output_format(container, subtype, song.format, song.sample_rate_hz, song.channels)
-            outputs = stem_paths(output_dir, path, run.stems, form)
+            outputs = naming.paths(output_dir, path, run.stems, form)
             skipped = check_outputs(path, outputs, overwrite=overwrite, skip_existing=skip_existing)
             run = dataclasses.replace(run, stems=[name for name in run.stems if name not in skipped])
             result = FileResult(os.fspath(path), outputs, skipped, duration_s=song.samples / song.sample_rate_hz)
@@ -233,23 +258,128 @@ class Separator:
         result.elapsed_s = time.monotonic() - started
         return result
 
-    def separate_files(
-        self, paths: Iterable[StrPath], output_dir: StrPath = "stems", **options: Any
-    ) -> Iterator[FileResult]:
-        """Separates files one after the other, as the results are asked for; a file that failed has an `error`.
+    def separate_pipe(
+        self,
+        source: BinaryIO | StrPath,
+        sink: BinaryIO,
+        stem: str,
+        *,
+        container: str | None = None,
+        subtype: str | None = None,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+        latency_s: float | None = None,
+        exact: bool = False,
+        sanitize: bool = False,
+        rescale: bool = False,
+        progress: Progress | None = None,
+        cancel: Signal | None = None,
+    ) -> FileResult:
+        """Separates a pipe, or a file, into one stem that is written as it is made, in constant memory.
+
+        A WAV is read as it comes, and its length need not be known; other formats are copied to a temporary file first.
 
         Args:
+            source: binary, such as `sys.stdin.buffer`, or a path.
+            sink: binary, such as `sys.stdout.buffer`; it stays open.
+            stem: the one to write.
+            latency_s: see `stream`. None: whole patches, the stem is that of `separate_file`.
+            container: "wav", "flac", "mp3", "ogg" or "opus"; None is the input's own.
+            subtype, start_s, duration_s: as for `separate_file`. progress: the seconds in all are inf if not known.
+            exact, sanitize, rescale, cancel: as for `pyunetsep.separate`; to `rescale` all must have been seen first.
+        Raises:
+            AudioFileError, AudioFormatError, InvalidAudioError, ValueError: as `separate_file`, after what is written by
+            then. BrokenPipeError: nobody reads `sink`.
+        """
+        started = time.monotonic()
+        run = _Run(self, self._stems(stem), self._config(exact), sanitize, progress, cancel, first_s=start_s)
+        with ExitStack() as stack:
+            song = stack.enter_context(self._opened(source, start_s, duration_s))
+            _check_song(song)
+            run = dataclasses.replace(run, name=f"{song.path}: ")
+            if latency_s is not None or not isinstance(song, AudioReader):
+                schedule, latency_s = live_schedule(self.model, run.config, song.sample_rate_hz, latency_s)
+                run = dataclasses.replace(run, schedule=schedule, block_s=min(latency_s / BLOCKS_A_WAIT, BLOCK_S))
+            form = output_format(container, subtype, song.format, song.sample_rate_hz, song.channels)
+            writer = stack.enter_context(
+                closing(
+                    PipeWriter(
+                        sink,
+                        "standard output" if sink is sys.stdout.buffer else "sink",
+                        sample_rate_hz=song.sample_rate_hz,
+                        channels=song.channels,
+                        format=form,
+                        samples=song.samples,
+                    )
+                )
+            )
+            peaks = run.peaks(lambda: AudioReader(song.path, start_s=start_s, duration_s=duration_s))
+            blocks = run.separate(song, peaks)
+            written = 0
+            for block in rescaled(blocks) if rescale else blocks:
+                writer.write(block[stem])
+                written += block[stem].shape[-1]
+            writer.finish()
+            warn_of_clipping(writer, f"{song.path}: {stem}")
+        return FileResult(
+            song.path,
+            duration_s=written / song.sample_rate_hz,
+            elapsed_s=time.monotonic() - started,
+            peaks={stem: writer.peak},
+        )
+
+    def _opened(
+        self, source: BinaryIO | StrPath, start_s: float, duration_s: float | None
+    ) -> AbstractContextManager[AudioReader | PipeReader]:
+        if isinstance(source, (str, os.PathLike)):
+            return AudioReader(source, start_s=start_s, duration_s=duration_s)
+        name = "standard input" if source is sys.stdin.buffer else "source"
+        twice = self.model.normalisation == "song"
+        return open_pipe(source, name, start_s=start_s, duration_s=duration_s, whole=twice)
+
+    def separate_files(
+        self,
+        paths: Iterable[StrPath],
+        output_dir: StrPath = "stems",
+        *,
+        workers: int = 1,
+        template: str = OutputTemplate.DEFAULT,
+        **options: Any,
+    ) -> Iterator[FileResult]:
+        """Separates files; a file that failed has an `error`, and the others are separated.
+
+        Args:
+            paths: files, or what `find_songs` found.
+            workers: songs at a time. 1: one after the other, as the results are asked for. More: in threads that share
+                the cores, so that decoding, networks and encoding overlap; results come as they are done, and
+                `progress` is called from those threads.
+            template: see `separate_file`.
             options: those of `separate_file`.
         Raises:
-            OutputExistsError: two paths would write the same stems, or one overwrite another. ValueError: no such stem.
-            Both come at once, before anything is done.
+            OutputExistsError: two paths would write the same stems, or one overwrite another. ValueError: no such stem,
+            `workers` below 1, a template that names no file. All come at once, before anything is done.
         """
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError(f"paths must be a list of paths, got {paths!r}; separate_file takes one")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers must be a whole number from 1 on, got {workers!r}")
         paths = list(paths)
-        self._stems(options.get("stem"))
-        check_batch(paths, output_dir)
-        return (self._separate_one(path, output_dir, options) for path in paths)
+        check_batch(paths, output_dir, OutputTemplate(template), self._stems(options.get("stem")))
+        cancel = options.pop("cancel", None)
+
+        def separated(path: StrPath, stop: threading.Event | None) -> FileResult:
+            either = AnyOf(cancel, stop)
+            return self._separate_one(path, output_dir, {**options, "template": template, "cancel": either})
+
+        if workers == 1:
+            return (separated(path, None) for path in paths)
+        return in_threads(separated, paths, workers=workers)
+
+    @property
+    def default_workers(self) -> int:
+        """Songs at a time that keep this machine busy."""
+        cores = torch.get_num_threads()
+        return min(cores, MAX_WORKERS if self.device.type == "cpu" else CUDA_WORKERS)
 
     def _separate_one(self, path: StrPath, output_dir: StrPath, options: dict[str, Any]) -> FileResult:
         try:
@@ -260,44 +390,6 @@ class Separator:
             hint = "a smaller batch_patches or device='cpu' (--device cpu) takes less"
             error = DeviceError(f"{os.fspath(path)}: {self.device} is out of memory; {hint}")
         return FileResult(os.fspath(path), error=error)
-
-    def stream(
-        self,
-        sample_rate: int = 44_100,
-        channels: int = 2,
-        *,
-        stem: Stem = None,
-        latency_s: float | None = None,
-        exact: bool = False,
-        sanitize: bool = False,
-    ) -> SongStream:
-        """Begins a song that comes in blocks, from a microphone or a decoder: see `SongStream.push` and `flush`.
-
-            with separator.stream(48_000, channels=2) as stream:
-                for block in blocks:
-                    play(stream.push(block)["accompaniment"])
-                play(stream.flush()["accompaniment"])
-
-        Args:
-            sample_rate: in Hz, from 1000 to 768000; channels: from 1 to 64.
-            latency_s: how long a sample may wait for its stems, in seconds. None: as long as the network's patches are
-                (12 s), and the stems are those that the separator makes of the whole song. A shorter time lets the
-                networks hear less of what follows, and takes more computing.
-            stem, exact, sanitize: as for `pyunetsep.separate`.
-        Raises:
-            TypeError, ValueError: an option is not what it should be, `latency_s` is too short (the message says what
-            is possible), or the model is normalised by the whole song and cannot stream.
-        """
-        return SongStream(
-            self.model,
-            self._engine(self._config(exact)),
-            self._config(exact),
-            _checked_rate(sample_rate),
-            _checked_channels(channels),
-            self._stems(stem),
-            latency_s=latency_s,
-            sanitize=sanitize,
-        )
 
     def _engine(self, config: SeparatorConfig) -> Engine:
         """The networks in the form that runs fastest, made when first asked for."""
@@ -365,7 +457,7 @@ class _Song(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def samples(self) -> int: ...
+    def samples(self) -> int | None: ...
 
     def blocks(self, samples: int) -> Iterator[Wave] | Iterator[torch.Tensor]: ...
 
@@ -404,9 +496,11 @@ class _Run:
     config: SeparatorConfig
     sanitize: bool
     progress: Progress | None
-    cancel: threading.Event | None
+    cancel: Signal | None
     first_s: float = 0.0  # where the songs are entered
     name: str = ""  # of the song, for messages
+    schedule: Schedule | None = None  # of a song that is still coming in
+    block_s: float | None = None  # what is read at a time, if not the usual
 
     def peaks(self, open_song: Callable[[], AbstractContextManager[_Song]]) -> list[torch.Tensor] | None:
         """A pass of its own over the song for its loudest magnitudes, where the model is normalised by these."""
@@ -424,10 +518,21 @@ class _Run:
     ) -> Iterator[dict[str, Fetched]]:
         """Sets out on one block of the song after the other; what comes back to `home` are the stems' next samples."""
         model, engine = self.separator.model, self.separator._engine(self.config)
-        stream = StemStream(model, engine, self.config, song.sample_rate_hz, song.channels, self.stems, peaks=peaks)
+        stream = StemStream(
+            model,
+            engine,
+            self.config,
+            song.sample_rate_hz,
+            song.channels,
+            self.stems,
+            peaks=peaks,
+            schedule=self.schedule,
+        )
+        begun = False
         for block in self._blocks(song, stream.transfers):
+            begun = True
             yield {name: stream.transfers.fetch(wave, home) for name, wave in stream.push(block).items()}
-        if song.samples:
+        if begun:
             yield {name: stream.transfers.fetch(wave, home) for name, wave in stream.flush().items()}
 
     def separate(self, song: _Song, peaks: list[torch.Tensor] | None) -> Iterator[dict[str, Wave]]:
@@ -442,14 +547,15 @@ class _Run:
     def report(self, song: _Song, done: int) -> None:
         """Tells of so many samples done."""
         if self.progress is not None:
-            self.progress(done / song.sample_rate_hz, song.samples / song.sample_rate_hz)
+            samples = math.inf if song.samples is None else song.samples
+            self.progress(done / song.sample_rate_hz, samples / song.sample_rate_hz)
 
     def _blocks(self, song: _Song, transfers: Transfers) -> Iterator[torch.Tensor]:
         """The song's blocks, checked, until the call is cancelled."""
         check = Check(
             song.sample_rate_hz, sanitize=self.sanitize, first_sample=round(self.first_s * song.sample_rate_hz)
         )
-        block_s = CUDA_BLOCK_S if self.separator.device.type == "cuda" else BLOCK_S
+        block_s = self.block_s or (CUDA_BLOCK_S if self.separator.device.type == "cuda" else BLOCK_S)
         for block in song.blocks(max(1, round(block_s * song.sample_rate_hz))):
             self._stop_if_cancelled()
             try:
@@ -504,7 +610,7 @@ def _checked_channels(channels: object) -> int:
     return int(channels)
 
 
-def _check_song(song: AudioReader) -> None:
+def _check_song(song: AudioReader | PipeReader) -> None:
     if song.channels > MAX_CHANNELS:
         raise InvalidAudioError(f"{song.path}: has {song.channels} channels; at most {MAX_CHANNELS} can be separated")
     if not MIN_RATE_HZ <= song.sample_rate_hz <= MAX_RATE_HZ:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import AudioFormat, AudioReader, AudioWriter, Wave, extension
+from .audio import AudioFormat, AudioReader, AudioWriter, PipeWriter, Wave, extension
 from .audio.files import file_error
 from .errors import ClippingWarning, OutputExistsError
 
@@ -32,34 +33,100 @@ class FileResult:
     error: Exception | None = None
 
 
-def song_folder(output_dir: StrPath, path: StrPath) -> Path:
-    """`output_dir`/<name of the song without its extension>; never another folder than one inside."""
+@dataclass(frozen=True)
+class Song(os.PathLike[str]):
+    """A file to separate, and where it lies within the folder that was searched for songs."""
+
+    path: str
+    folder: str = "."
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+def song_name(path: StrPath) -> str:
+    """The file's name without its extension; never one that leads out of a folder."""
     name = Path(path).stem
-    return Path(output_dir) / (name if name.strip(".") else "_")
+    return name if name.strip(".") else "_"
 
 
-def stem_paths(output_dir: StrPath, path: StrPath, stems: Iterable[str], form: AudioFormat) -> dict[str, Path]:
-    return {stem: song_folder(output_dir, path) / (stem + extension(form)) for stem in stems}
+def song_folder(output_dir: StrPath, path: StrPath) -> Path:
+    """Where stems go by default, if songs are named one by one."""
+    return Path(output_dir) / song_name(path)
 
 
-def check_batch(paths: Sequence[StrPath], output_dir: StrPath) -> None:
-    """Refuses songs of one batch whose stems would overwrite each other, or another song of the batch."""
+class OutputTemplate:
+    """Where stems go within the output folder, such as "{folder}/{name}/{stem}.{ext}".
+
+    Fields: `folder` of the song within the folder that was searched ("." for songs that were named), `name` of its file
+    without extension, `stem`, and the stem's `ext`ension.
+    """
+
+    DEFAULT = "{folder}/{name}/{stem}.{ext}"
+    _FIELDS = ("folder", "name", "stem", "ext")
+
+    def __init__(self, text: str = DEFAULT) -> None:
+        """
+        Raises:
+            ValueError: it has other fields, lacks {stem} or {ext}, or leads out of the output folder.
+        """
+        self.text = text
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"template: got {text!r}: {error}") from None
+        fields = [field for _, field, _, _ in parts if field is not None]
+        if any(spec or conversion for _, _, spec, conversion in parts) or not set(fields) <= set(self._FIELDS):
+            raise ValueError(f"template: got {text!r}, want no other fields than {{{'}, {'.join(self._FIELDS)}}}")
+        if not {"stem", "ext"} <= set(fields):
+            raise ValueError(f"template: got {text!r}, want {{stem}} and {{ext}} in it, or stems overwrite each other")
+        sample = Path(text.format(folder=".", name="_", stem="_", ext="_"))
+        if sample.is_absolute() or ".." in sample.parts:
+            raise ValueError(f"template: got {text!r}, want a path within the output folder")
+
+    def path(self, output_dir: StrPath, song: StrPath, stem: str, ext: str) -> Path:
+        """Of a stem; `ext` is the extension without its dot."""
+        folder = song.folder if isinstance(song, Song) else "."
+        return Path(output_dir) / self.text.format(folder=folder, name=song_name(song), stem=stem, ext=ext)
+
+    def paths(self, output_dir: StrPath, song: StrPath, stems: Iterable[str], form: AudioFormat) -> dict[str, Path]:
+        return {stem: self.path(output_dir, song, stem, extension(form).lstrip(".")) for stem in stems}
+
+
+def check_batch(songs: Sequence[StrPath], output_dir: StrPath, template: OutputTemplate, stems: Sequence[str]) -> None:
+    """Refuses songs of one batch whose stems would overwrite each other, or another song of the batch.
+
+    Extensions count for nothing here: what a stem's will be is known only when its song has been opened.
+    """
     owners: dict[Path, str] = {}
-    for path in paths:
-        folder = song_folder(output_dir, path).resolve()
-        if folder in owners:
-            raise OutputExistsError(
-                f"{os.fspath(path)} and {owners[folder]} would both write to {song_folder(output_dir, path)}; "
-                "separate them into different folders"
-            )
-        owners[folder] = os.fspath(path)
-    for path in paths:
-        owner = owners.get(Path(path).resolve().parent)
-        if owner not in (None, os.fspath(path)):
-            raise OutputExistsError(
-                f"{os.fspath(path)} lies where the stems of {owner} would be written; "
-                "separate them into different folders"
-            )
+    for song in songs:
+        for stem in stems:
+            path = template.path(output_dir, song, stem, _ANY)
+            if (owner := owners.setdefault(_resolved(path), os.fspath(song))) != os.fspath(song):
+                raise _conflict(f"{os.fspath(song)} and {owner} would both write to {_shown(path)}")
+    named = [os.path.realpath(song) for song in songs]
+    if len(set(named)) < len(named):
+        twice = next(path for i, path in enumerate(named) if path in named[:i])
+        raise _conflict(f"{twice} was given twice")
+    for song in songs:
+        other = owners.get(_resolved(Path(song).with_suffix(f".{_ANY}")))
+        if other is not None and other != os.fspath(song):
+            raise _conflict(f"{os.fspath(song)} lies where a stem of {other} would be written")
+
+
+_ANY = "*"  # an extension that no file has
+
+
+def _resolved(path: Path) -> Path:
+    return path.parent.resolve() / path.name
+
+
+def _shown(path: Path) -> str:
+    return str(path).removesuffix(f".{_ANY}")
+
+
+def _conflict(problem: str) -> OutputExistsError:
+    return OutputExistsError(f"{problem}; separate them into different folders")
 
 
 def check_outputs(path: StrPath, outputs: Mapping[str, Path], *, overwrite: bool, skip_existing: bool) -> list[str]:
@@ -106,14 +173,19 @@ def write_stems(
         for writer in writers.values():
             writer.commit()
     for stem, writer in writers.items():
-        if writer.clipped_samples:
-            warnings.warn(
-                f"{outputs[stem]}: {stem} peaks at {writer.peak:.4f} of full scale, samples clipped: "
-                f"{writer.clipped_samples}; --rescale turns all stems down together, --subtype FLOAT keeps them",
-                ClippingWarning,
-                stacklevel=3,
-            )
+        warn_of_clipping(writer, f"{outputs[stem]}: {stem}")
     return {stem: writer.peak for stem, writer in writers.items()}
+
+
+def warn_of_clipping(writer: AudioWriter | PipeWriter, name: str) -> None:
+    """Warns if samples were clipped; `name` is the file's and the stem's."""
+    if writer.clipped_samples:
+        warnings.warn(
+            f"{name} peaks at {writer.peak:.4f} of full scale, samples clipped: {writer.clipped_samples}; "
+            "--rescale turns all stems down together, --subtype FLOAT keeps them",
+            ClippingWarning,
+            stacklevel=4,
+        )
 
 
 @contextmanager

@@ -12,9 +12,30 @@ from .audio import resampling_delay_s
 from .config import ModelConfig, SeparatorConfig
 from .engine import Engine
 from .errors import InvalidAudioError
-from .schedule import latency_of, schedule_within
+from .schedule import Schedule, latency_of, schedule_within
 from .stream import Check, StemStream
 from .unmixer import grids_of
+
+
+def live_schedule(
+    model: ModelConfig, config: SeparatorConfig, sample_rate_hz: int, latency_s: float | None
+) -> tuple[Schedule, float]:
+    """How patches follow one another in a song that is still coming in, and the latency that this really means.
+
+    Args:
+        latency_s: what is allowed; None: what whole patches take.
+    Raises:
+        ValueError: the model wants to know the whole song first, or that is too short.
+    """
+    if model.normalisation == "song":
+        raise ValueError(
+            "this model cannot stream: it is normalised by the loudest magnitude of the whole song, which is not known "
+            "before its end; separate_file reads the song twice"
+        )
+    model_rate_hz, grids = model.spectrogram.sample_rate_hz, grids_of(model, config)
+    resampling_s = resampling_delay_s(sample_rate_hz, model_rate_hz) + resampling_delay_s(model_rate_hz, sample_rate_hz)
+    schedule = schedule_within(latency_s, model, config, grids=grids, spent_s=resampling_s)
+    return schedule, resampling_s + latency_of(schedule.wait, model, grids)
 
 
 class SongStream:
@@ -46,17 +67,8 @@ class SongStream:
         Raises:
             ValueError: the model wants to know the whole song first, or `latency_s` is too short.
         """
-        if model.normalisation == "song":
-            raise ValueError(
-                "this model cannot stream: it is normalised by the loudest magnitude of the whole song, which is not "
-                "known before its end; separate_file reads the song twice"
-            )
+        schedule, self.latency_s = live_schedule(model, config, sample_rate_hz, latency_s)
         self.stems, self.sample_rate_hz, self.channels = list(stems), sample_rate_hz, channels
-        model_rate_hz, grids = model.spectrogram.sample_rate_hz, grids_of(model, config)
-        resampling_s = resampling_delay_s(sample_rate_hz, model_rate_hz)
-        resampling_s += resampling_delay_s(model_rate_hz, sample_rate_hz)
-        schedule = schedule_within(latency_s, model, config, grids=grids, spent_s=resampling_s)
-        self.latency_s = resampling_s + latency_of(schedule.wait, model, grids)
         self._check = Check(sample_rate_hz, sanitize=sanitize)
         self._layout: ArrayLayout | None = None  # of the blocks
         self._stream: StemStream | None = StemStream(

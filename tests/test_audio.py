@@ -24,7 +24,7 @@ from pyunetsep.audio import (
     extension,
     files,
     output_format,
-    spool_stdin,
+    spooled,
     writing,
 )
 from pyunetsep.errors import (
@@ -932,11 +932,11 @@ def test_a_pipe_is_spooled():
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe, open(writer, "wb") as end:
         if os.path.exists("/dev/fd"):
-            with pytest.raises(AudioFileError, match="spool_stdin"):
+            with pytest.raises(AudioFileError, match="spooled"):
                 AudioReader(f"/dev/fd/{reader}")
         end.write(patched_wav(0xFFFFFFFF, 0xFFFFFFFF, noise(samples=4000)))
         end.close()
-        with spool_stdin(pipe) as path:
+        with spooled(pipe) as path:
             assert read(path).shape == (2, 4000)
             assert os.path.basename(path) == "stdin"
         assert not os.path.exists(os.path.dirname(path))
@@ -951,7 +951,7 @@ def test_a_full_disk_while_a_pipe_is_spooled(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with (
         pytest.raises(AudioFileError, match=r"^standard input: copying it to .*: no space left") as caught,
-        spool_stdin(io.BytesIO(b"music")),
+        spooled(io.BytesIO(b"music")),
     ):
         pass
     assert caught.value.errno == errno.ENOSPC and folder_of(tmp_path) == []

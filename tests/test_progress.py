@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from typing import Any
 
@@ -29,7 +30,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, bar: Any, *steps
 BARS = {
     "evaluate": (evaluate._ProgressBar, [(0, 4, "song 1"), (4, 4, "")], "  0% |", "song 1, "),
     "train": (train._ProgressBar, [("decoded", 1, 2, ""), ("steps", 7, 9, "loss 1.0")], "decoded:  ", "steps:  "),
-    "separate": (lambda: separate._ProgressBar(2, "cpu", str), [(0.0, 3.5), (3.5, 3.5)], "song 1 of 2:", " of 4 s, "),
+    "separate": (lambda: separate._ProgressBar(1, "cpu", str), [(0.0, 3.5), (3.5, 3.5)], "  0% |", " of 4 s, "),
+    "separate a pipe": (lambda: separate._ProgressBar(1, "cpu", str), [(0.0, math.inf), (3.5, math.inf)], ": 0 s in "),
+    "separate songs": (lambda: separate._ProgressBar(2, "cpu", str), [(0.0, 3.5), (1.75, 3.5)], "0.0 of 2 songs, "),
 }
 
 

@@ -456,7 +456,7 @@ def test_a_batch_never_writes_over_its_own_inputs(spleeter, wav, tmp_path):
     (tmp_path / "out" / "song").mkdir(parents=True)
     first, second = wav(), wav("out/song/vocals.wav")
     before = second.read_bytes()
-    with pytest.raises(pyunetsep.OutputExistsError, match=r"vocals\.wav lies where the stems of .*song\.wav would be"):
+    with pytest.raises(pyunetsep.OutputExistsError, match=r"vocals\.wav lies where a stem of .*song\.wav would be"):
         spleeter.separate_files([first, second], tmp_path / "out", overwrite=True)
     assert second.read_bytes() == before
 

@@ -5,20 +5,25 @@ output appears under its name only when it is complete.
 """
 
 from .files import SampleQueue, Wave
-from .formats import AudioFormat, extension, output_format
-from .reading import AudioReader, spool_stdin
+from .formats import AUDIO_EXTENSIONS, AudioFormat, extension, output_format
+from .pipes import PipeReader, PipeWriter, open_pipe, spooled
+from .reading import AudioReader
 from .resampling import Resampler, resampling_delay_s
 from .writing import AudioWriter
 
 __all__ = [
+    "AUDIO_EXTENSIONS",
     "AudioFormat",
     "AudioReader",
     "AudioWriter",
+    "PipeReader",
+    "PipeWriter",
     "Resampler",
     "SampleQueue",
     "Wave",
     "extension",
+    "open_pipe",
     "output_format",
     "resampling_delay_s",
-    "spool_stdin",
+    "spooled",
 ]

@@ -26,6 +26,12 @@ SAMPLE_BYTES |= {"DOUBLE": 8}
 # These hold values beyond full scale.
 UNBOUNDED_SUBTYPES = frozenset({"FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"})
 
+# How files are named that are likely to be read, with PyAV's help or without.
+AUDIO_EXTENSIONS = frozenset(
+    {".aac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mp3", ".mp4", ".mpc"}
+    | {".oga", ".ogg", ".opus", ".rf64", ".snd", ".tta", ".w64", ".wav", ".webm", ".wma", ".wv"}
+)
+
 _NAMES = {"AIF": "AIFF", "OGA": "OGG", "SND": "AU", "WAVE": "WAV"}
 _EXTENSIONS = {"WAVEX": ".wav", "RF64": ".wav", "MAT4": ".mat", "MAT5": ".mat", "IRCAM": ".sf", "MPC2K": ".mpc"}
 _UNWRITABLE = frozenset({"RAW", "SD2"})  # no header; a second file beside the first

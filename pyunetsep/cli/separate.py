@@ -6,45 +6,39 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
+import threading
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputExistsError
+from . import arguments
 from .exit_codes import DONE, SOME_FAILED
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
     from ..separator import FileResult
 
-# what messages of the Python API call the options -> what the user calls them
-FLAGS = {
-    "see overwrite and skip_existing": "see --overwrite and --skip-existing",
-    "start_s:": "--start:",
-    "duration_s:": "--duration:",
-    "sanitize=True (--sanitize)": "--sanitize",
-}
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 EXAMPLES = """examples:
   pyunetsep separate song.mp3
       writes stems/song/vocals.mp3 and stems/song/accompaniment.mp3
-  pyunetsep separate album/*.flac -o karaoke --stem accompaniment --skip-existing
-      goes on where an interrupted run stopped
+  pyunetsep separate music --recursive -o karaoke --stem accompaniment --skip-existing
+      all songs of a folder and the folders below; goes on where an interrupted run stopped
+  pyunetsep separate album/*.flac -o stems --template "{name} ({stem}).{ext}"
+      stems/song (vocals).flac and stems/song (accompaniment).flac
   pyunetsep separate concert.wav --start 1:00:00 --duration 4:00 --subtype FLOAT
       four minutes from the second hour, as 32-bit floats, which never clip
-  ffmpeg -i film.mkv -f wav - | pyunetsep separate - --stem vocals -o - -f wav > vocals.wav
-      reads a pipe and writes one
+  ffmpeg -i film.mkv -f wav - | pyunetsep separate - --stem vocals -o - > vocals.wav
+      reads a pipe and writes one, while the film is still being decoded; --latency 1 answers within a second
 
 Stems keep the input's sample rate, channels, length, container and sample type (32-bit float WAV where the container
 can only be read, as m4a). They add up to the input: to float rounding in float files, to one step a stem in integer
 ones that do not clip; mp3, ogg and opus encode anew, and --exact does not keep the sum. Stems get their names only
-once they are complete.
+once they are complete; of those in a pipe, an error can only stop the rest.
 """
 
 
@@ -55,7 +49,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Separates songs into stems: vocals and accompaniment.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("songs", nargs="+", metavar="SONG", help="audio file, or - for standard input")
+    parser.add_argument(
+        "songs", nargs="+", metavar="SONG", help="audio file, folder of audio files, pattern, or - for standard input"
+    )
+    parser.add_argument("-r", "--recursive", action="store_true", help="of folders, also take those below")
     parser.add_argument(
         "-o",
         "--output",
@@ -64,15 +61,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="folder for the stems, one sub-folder a song (default: stems); - writes one --stem to standard output",
     )
     parser.add_argument(
-        "-m",
-        "--model",
-        default=None,
-        help="name, .safetensors file or folder; jansson2017 needs no download (default: spleeter-2stems)",
+        "-t",
+        "--template",
+        metavar="NAME",
+        help="of stems within the folder (default: {folder}/{name}/{stem}.{ext}, folder being that of the song below a "
+        "folder that was given)",
     )
+    arguments.add_model(parser)
     parser.add_argument(
         "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
     )
-    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -84,10 +82,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--subtype", type=str.upper, help="sample type of the stems: PCM_16, PCM_24, FLOAT, ... (default: the input's)"
     )
-    parser.add_argument("--start", type=_seconds, default=0.0, metavar="TIME", help="skip so much: seconds or m:ss")
-    parser.add_argument(
-        "--duration", type=_seconds, metavar="TIME", help="separate no more than so much: seconds or m:ss"
-    )
+    arguments.add_excerpt(parser, "separate")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace stems that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave stems that exist, make the others")
@@ -96,32 +91,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--rescale", action="store_true", help="turn a song's stems down together where one would clip")
     parser.add_argument("--sanitize", action="store_true", help="replace NaN and infinite samples by silence")
-    parser.add_argument("--offline", action="store_true", help="never download a model")
+    parser.add_argument(
+        "-j", "--jobs", type=_count, metavar="N", help="songs at a time (default: a core each, 8 at most; on a GPU 4)"
+    )
+    parser.add_argument(
+        "--latency",
+        type=arguments.seconds,
+        metavar="TIME",
+        help="with -o -: the longest that a sample waits for its stem, in seconds (default: 12, which is best)",
+    )
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON object")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    to_stdout = args.output == "-"
-    if args.songs.count("-") > 1:
-        args.parser.error("standard input can be given only once")
-    if to_stdout and (len(args.songs) != 1 or len(args.stem or []) != 1):
-        args.parser.error("-o - needs exactly one SONG and one --stem")
-    if not args.output:
-        args.parser.error("-o needs the name of a folder, got an empty one")
-    if args.duration == 0:
-        args.parser.error("--duration must be above 0")
-    if "-" in args.songs and sys.stdin.buffer.isatty():
-        args.parser.error("standard input is a terminal; pipe a song into it")
-    if to_stdout and sys.stdout.isatty():
-        args.parser.error("standard output is a terminal; redirect it to a file or a pipe")
-    if to_stdout and args.json:
-        args.parser.error("--json and -o - would both write to standard output")
+    _check(args)
 
     from .. import audio
     from ..config import SeparatorConfig
     from ..separator import DEFAULT_MODEL, Separator
+    from ..song_files import OutputTemplate
+    from ..song_search import find_songs
 
+    songs = find_songs([song for song in args.songs if song != "-"], recursive=args.recursive, besides=args.output)
     separator = Separator.from_pretrained(
         args.model or DEFAULT_MODEL,
         device=args.device,
@@ -129,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
         offline=args.offline,
     )
     options = {
-        "stem": args.stem,
         "container": args.format,
         "subtype": args.subtype,
         "start_s": args.start,
@@ -137,93 +128,152 @@ def run(args: argparse.Namespace) -> int:
         "exact": args.exact,
         "rescale": args.rescale,
         "sanitize": args.sanitize,
-        "overwrite": args.overwrite,
-        "skip_existing": args.skip_existing,
     }
-    names: dict[str, str] = {}  # of temporary files, to the user
+    shown = _Names()
+    with ExitStack() as stack:
+        bar = stack.enter_context(closing(_ProgressBar(len(songs) or 1, separator.device.type, shown)))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.showwarning = lambda message, *_, **__: bar.say(f"pyunetsep: warning: {shown(message)}")
+        if args.output == "-":
+            source = sys.stdin.buffer if not songs else songs[0]
+            with arguments.flags_in_messages():
+                separator.separate_pipe(
+                    source, sys.stdout.buffer, args.stem[0], latency_s=args.latency, progress=bar.show, **options
+                )
+            return DONE
+        paths: list[str | os.PathLike[str]] = [*songs]
+        if "-" in args.songs:
+            spooled = stack.enter_context(audio.spooled(sys.stdin.buffer))
+            shown.names[spooled] = "standard input"
+            paths.insert(args.songs.index("-"), spooled)  # a folder before it counts as one
+        bar.songs = len(paths)
+        jobs = min(args.jobs or separator.default_workers, len(paths))
+        results: dict[str, FileResult] = {}
+        try:
+            for result in separator.separate_files(
+                paths,
+                args.output,
+                workers=jobs,
+                template=args.template or OutputTemplate.DEFAULT,
+                stem=args.stem,
+                overwrite=args.overwrite,
+                skip_existing=args.skip_existing,
+                progress=bar.show,
+                **options,
+            ):
+                bar.finish(result)
+                results[result.path] = result
+        except OutputExistsError as error:  # two songs of one name
+            raise OutputExistsError(shown(error)) from None
+        finally:  # also of what was done before an interrupt
+            if args.json and results:
+                done = [results[os.fspath(path)] for path in paths if os.fspath(path) in results]
+                reports = [_as_json(result, shown) for result in done]
+                print(json.dumps({"device": str(separator.device), "results": reports}, indent=2))
+    return SOME_FAILED if any(result.error for result in results.values()) else DONE
 
-    def shown(text: object) -> str:
-        message = str(text)
-        for name, flag in FLAGS.items():
-            message = message.replace(name, flag)
-        for temporary, name in names.items():
+
+def _check(args: argparse.Namespace) -> None:
+    to_stdout = args.output == "-"
+    if args.songs.count("-") > 1:
+        args.parser.error("standard input can be given only once")
+    if to_stdout and (len(args.songs) != 1 or len(args.stem or []) != 1):
+        args.parser.error("-o - needs exactly one SONG and one --stem")
+    if not args.output:
+        args.parser.error("-o needs the name of a folder, got an empty one")
+    if args.latency is not None and not to_stdout:
+        args.parser.error("--latency is for -o -, a stem that is written as it is made")
+    arguments.check_excerpt(args)
+    if "-" in args.songs and sys.stdin.buffer.isatty():
+        args.parser.error("standard input is a terminal; pipe a song into it")
+    if to_stdout and sys.stdout.isatty():
+        args.parser.error("standard output is a terminal; redirect it to a file or a pipe")
+    if to_stdout and args.json:
+        args.parser.error("--json and -o - would both write to standard output")
+
+
+class _Names:
+    """Messages with options and temporary files named as the user knows them."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def __call__(self, text: object) -> str:
+        message = arguments.in_flags(text)
+        for temporary, name in self.names.items():
             message = message.replace(temporary, name)
         return message
 
-    with ExitStack() as stack:
-        songs, output = list(args.songs), args.output
-        if "-" in songs:
-            songs[songs.index("-")] = spooled = stack.enter_context(audio.spool_stdin(sys.stdin.buffer))
-            names[spooled] = "standard input"
-        if to_stdout:
-            output = stack.enter_context(tempfile.TemporaryDirectory())
-            names[output + os.sep] = "standard output: "
-        bar = stack.enter_context(closing(_ProgressBar(len(songs), separator.device.type, shown)))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.showwarning = lambda message, *_, **__: bar.say(f"pyunetsep: warning: {shown(message)}")
-        results = []
-        try:
-            for result in separator.separate_files(songs, output, progress=bar.show, **options):
-                bar.finish(result)
-                results.append(result)
-        except OutputExistsError as error:  # two songs of one name
-            raise OutputExistsError(shown(error)) from None
-        if to_stdout and results[0].error is None:
-            with open(results[0].outputs[args.stem[0]], "rb") as stem:
-                shutil.copyfileobj(stem, sys.stdout.buffer, 1 << 20)
-            sys.stdout.buffer.flush()
-    if args.json:
-        reports = [_as_json(song, result, shown) for song, result in zip(args.songs, results, strict=True)]
-        print(json.dumps({"device": str(separator.device), "results": reports}, indent=2))
-    return SOME_FAILED if any(result.error for result in results) else DONE
-
 
 class _ProgressBar(ProgressBar):
-    """One bar a song on a terminal, and a line when it is done; nothing in a pipe but errors."""
+    """A song's seconds, or of several the songs, on a terminal, and a line when one is done; in a pipe only errors."""
 
-    def __init__(self, songs: int, device: str, shown: Callable[[object], str]) -> None:
+    def __init__(self, songs: int, device: str, shown: _Names) -> None:
         super().__init__()
-        self.songs, self.device, self.shown, self.finished = songs, device, shown, 0
+        self.songs, self.device, self.shown = songs, device, shown
+        self.finished = 0
+        self.shares: dict[int, float] = {}  # of the songs in work, by their threads
+        self.lock = threading.Lock()
 
     def show(self, done_s: float, total_s: float) -> None:
-        if self.bar is None:
-            self.begin(
-                total=round(total_s, 1),
-                desc=f"song {self.finished + 1} of {self.songs}" if self.songs > 1 else "separating",
-                bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left",
-            )
-        self.reach(done_s)
+        """Called from the threads in which songs are separated."""
+        with self.lock:
+            if self.songs > 1:
+                self.shares[threading.get_ident()] = done_s / total_s
+                self._show_songs()
+                return
+            if self.bar is None:
+                known = math.isfinite(total_s)
+                self.begin(
+                    total=round(total_s, 1) if known else None,
+                    desc="separating",
+                    bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left"
+                    if known
+                    else "{desc}: {n:.0f} s in {elapsed}",
+                )
+            self.reach(done_s)
 
     def finish(self, result: FileResult) -> None:
-        self.close()
-        self.finished += 1
-        song = self.shown(result.path)
-        if result.error is not None:
-            message = self.shown(result.error)
-            self.say(f"pyunetsep: error: {message if message.startswith(song) else f'{song}: {message}'}")
-        elif sys.stderr.isatty():
-            written = [self.shown(path) for name, path in result.outputs.items() if name not in result.skipped]
-            speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s on the {self.device}"
-            self.say(f"{song}: {', '.join(written) or 'nothing to do'} ({speed})")
+        with self.lock:
+            if self.songs == 1:
+                self.close()
+            self.finished += 1
+            song = self.shown(result.path)
+            if result.error is not None:
+                message = self.shown(result.error)
+                self.say(f"pyunetsep: error: {message if message.startswith(song) else f'{song}: {message}'}")
+            elif sys.stderr.isatty():
+                written = [self.shown(path) for name, path in result.outputs.items() if name not in result.skipped]
+                speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s on the {self.device}"
+                self.say(f"{song}: {', '.join(written) or 'nothing to do'} ({speed})")
+            if self.songs > 1:
+                self.shares = {thread: share for thread, share in self.shares.items() if share < 1}
+                self._show_songs()
+
+    def _show_songs(self) -> None:
+        if self.bar is None:
+            self.begin(
+                total=self.songs,
+                desc="separating",
+                bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} songs, {remaining} left",
+            )
+        self.reach(min(self.songs, self.finished + sum(share for share in self.shares.values() if share < 1)))
 
 
-def _seconds(text: str) -> float:
-    """A time as seconds, m:ss or h:mm:ss."""
-    seconds = 0.0
-    for part in text.split(":"):
-        try:
-            seconds = 60 * seconds + float(part)
-        except ValueError:
-            seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"want seconds, m:ss or h:mm:ss, got {text!r}")
-    return seconds
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"want a whole number from 1 on, got {text!r}")
+    return number
 
 
-def _as_json(song: str, result: FileResult, shown: Callable[[object], str]) -> dict[str, Any]:
+def _as_json(result: FileResult, shown: _Names) -> dict[str, Any]:
     error = result.error
     return {
-        "input": song,
+        "input": shown(result.path),
         "outputs": {name: str(path) for name, path in result.outputs.items()},
         "skipped": result.skipped,
         "duration_s": result.duration_s,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..audio import AUDIO_EXTENSIONS
 from ..errors import DataError
 from ..song_files import StrPath
 from .manifest import MANIFEST, read_manifest
@@ -24,10 +25,6 @@ _SPLITS: dict[str, Side] = {"train": "train", "valid": "validation", "validation
 _BAND = ("drums", "bass", "other")  # MUSDB's accompaniment
 _STEM_MP4 = ".stem.mp4"
 _STEM_MP4_STREAMS = {"vocals": (4,), "accompaniment": (1, 2, 3)}  # 0 is the mixture
-_AUDIO = frozenset(
-    {".aac", ".aif", ".aifc", ".aiff", ".ape", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mp3", ".mp4", ".mpc"}
-    | {".oga", ".ogg", ".opus", ".rf64", ".snd", ".tta", ".w64", ".wav", ".webm", ".wma", ".wv"}
-)
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def _in_folder(folder: Path, inherited: _Inherited) -> Iterator[Found]:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    files = [entry for entry in entries if entry.suffix.casefold() in _AUDIO and entry.is_file()]
+    files = [entry for entry in entries if entry.suffix.casefold() in AUDIO_EXTENSIONS and entry.is_file()]
     stem_files = _stem_files(folder, files)
     if stem_files:
         sources = {stem: tuple(map(Source, paths)) for stem, paths in stem_files.items()}
