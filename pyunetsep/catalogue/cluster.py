@@ -175,7 +175,7 @@ def _handlers_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and before is not None:  # not one of C's
             signal.signal(signal.SIGTERM, before)
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -15,21 +16,13 @@ from typing import TYPE_CHECKING, Any
 from ..atomic import replacing
 from ..audio.files import file_error
 from ..errors import DataError, OutputExistsError
-from ..song_files import FileResult, StrPath, song_folder
+from ..song_files import FileResult, OutputTemplate, Song
 
 if TYPE_CHECKING:
     import pyarrow
 
 FORMATS = (".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Song:
-    """A row of the manifest of songs."""
-
-    where: str  # "songs.csv, line 3"
-    path: Path
-    folder: Path  # of its stems
+NAMING = "{folder}/{stem}.{ext}"  # of stems, as `OutputTemplate` has it
 
 
 @dataclass
@@ -44,7 +37,7 @@ class Record:
         peaks: {stem: its largest absolute value, of full scale, before clipping}; for stems that were there already,
             what an earlier run wrote down.
         error_type, error: what went wrong, None if nothing did.
-        attempts: how many workers set out on the song: all but the last died.
+        attempts: how many workers it took: all but the last died over it.
         node, worker_pid: where the last of them ran.
     """
 
@@ -126,14 +119,15 @@ def checked_format(path: Path, argument: str) -> Path:
     return path
 
 
-def read_songs(manifest: Path, root: Path, stems: Sequence[str]) -> tuple[pyarrow.Table, list[Song]]:
+def read_songs(manifest: Path, stems: Sequence[str]) -> tuple[pyarrow.Table, list[Song]]:
     """The table as it is, CSV as text, and its songs in their order.
 
     Args:
         manifest: has a column `path`, from the manifest's folder on; if there, `output` is the folder of a song's
-            stems, from `root` on: without it, that is named after the song. Other columns are the user's own.
-        root: absolute.
+            stems, in that of all: without it, that is named after the song. Other columns are the user's own.
         stems: that will have columns in the manifest of stems.
+    Returns:
+        The songs' `folder` is that of their stems.
     Raises:
         DataError: not such a table; the message names file and row.
     """
@@ -146,28 +140,8 @@ def read_songs(manifest: Path, root: Path, stems: Sequence[str]) -> tuple[pyarro
     paths = table["path"].to_pylist()
     outputs = table["output"].to_pylist() if "output" in names else [None] * len(paths)
     return table, [
-        _song(where, manifest, root, path, output) for where, path, output in zip(rows, paths, outputs, strict=True)
+        _song(where, manifest, path, output) for where, path, output in zip(rows, paths, outputs, strict=True)
     ]
-
-
-def check_folders(songs: Iterable[Song]) -> None:
-    """Refuses songs whose stems would overwrite each other, or another song.
-
-    Raises:
-        OutputExistsError: names both rows.
-    """
-    owners: dict[Path, Song] = {}
-    for song in songs:
-        other = owners.setdefault(song.folder.resolve(), song)
-        if other is not song:
-            raise OutputExistsError(
-                f"{song.where}: {song.path} and {other.path} ({other.where.rpartition(', ')[2]}) would both write to "
-                f"{song.folder}; a column output gives them folders of their own"
-            )
-    for song in songs:
-        owner = owners.get(song.path.resolve().parent, song)
-        if owner is not song:
-            raise OutputExistsError(f"{song.where}: {song.path} lies where the stems of {owner.path} would be written")
 
 
 def results_schema(stems: Iterable[str]) -> pyarrow.Schema:
@@ -227,7 +201,7 @@ def read_results(path: Path) -> dict[str, Record]:
         if not stems or not {"path", *results_schema(stems).names} <= set(table.column_names):
             raise DataError("other columns")
         records = [_record(row, stems) for row in table.to_pylist()]
-    except (DataError, ValueError):
+    except (ValueError, TypeError, AttributeError):  # DataError among them; or cells of other types
         raise OutputExistsError(
             f"{path}: is there, and is no manifest of stems; choose another name for that"
         ) from None
@@ -238,6 +212,9 @@ class Journal:
     """A file of JSON lines, beside the manifest of stems, of what a run has done so far; gone when all is done.
 
     Stems that are there need not be made again whatever happened to the journal: it keeps the figures about them.
+
+    Raises:
+        AudioFileError: it cannot be read, or written, and thus the manifest of stems neither.
     """
 
     def __init__(self, results: Path) -> None:
@@ -255,28 +232,27 @@ class Journal:
         for line in lines:
             try:
                 record = Record.from_json(line)
-            except (ValueError, TypeError):  # a line that a killed run left unfinished
+                records |= dict.fromkeys(record.outputs.values(), record)
+            except (ValueError, TypeError, AttributeError):  # a line that a killed run left unfinished
                 continue
-            records |= dict.fromkeys(record.outputs.values(), record)
         return records
 
-    def open(self) -> io.TextIOWrapper:
-        """To `append` to.
-
-        Raises:
-            AudioFileError: it cannot be written, and thus the manifest of stems neither.
-        """
+    def __enter__(self) -> Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, the caller closes it
-            file.write("\n")  # what a killed run began to write ends here
-            return file
+            self._file = open(self.path, "a", encoding="utf-8")
+            print(file=self._file, flush=True)  # what a killed run began to write ends here
         except OSError as error:
             raise file_error(str(self.path), error) from None
+        return self
 
-    def append(self, file: io.TextIOWrapper, record: Record) -> None:
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a full disk, of which `append` told
+            self._file.close()
+
+    def append(self, record: Record) -> None:
         try:
-            print(record.to_json(), file=file, flush=True)
+            print(record.to_json(), file=self._file, flush=True)
         except OSError as error:
             raise file_error(str(self.path), error) from None
 
@@ -326,22 +302,18 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[str]]:
     return names, rows, where
 
 
-def _song(where: str, manifest: Path, root: Path, path: Any, output: Any) -> Song:
+def _song(where: str, manifest: Path, path: Any, output: Any) -> Song:
     if not path or not isinstance(path, str) or "\0" in path:
         raise DataError(f"{where}: path must be that of a file, got {path!r}")
+    file = os.path.abspath(manifest.parent / path)  # as workers need it, whose working directory is another
     if output is None or output == "":
-        return Song(where, _absolute(manifest.parent, path), song_folder(root, path))
+        return Song(file, str(OutputTemplate().path("", file, "stem", "ext").parent))
     if not isinstance(output, str) or "\0" in output:
         raise DataError(f"{where}: output must be a folder, got {output!r}")
     folder = os.path.normpath(output)
     if os.path.isabs(output) or PureWindowsPath(output).is_absolute() or folder.split(os.sep)[0] in (os.curdir, ".."):
         raise DataError(f"{where}: output must be a folder inside that of all stems, got {output!r}")
-    return Song(where, _absolute(manifest.parent, path), root / folder)
-
-
-def _absolute(folder: StrPath, path: str) -> Path:
-    """As workers need it, whose working directory is another."""
-    return Path(os.path.abspath(os.path.join(folder, path)))
+    return Song(file, folder)
 
 
 def _record(row: Mapping[str, Any], stems: Sequence[str]) -> Record:

@@ -15,13 +15,12 @@ from ..checkpoint import Checkpoint
 from ..config import SeparatorConfig
 from ..errors import DeviceError, OutputExistsError
 from ..separator import DEFAULT_MODEL, Separator
-from ..song_files import StrPath
+from ..song_files import OutputTemplate, Song, StrPath, check_batch
 from .cluster import Pool, connected, imported, nodes, quiet_execution, shared_out
 from .manifest import (
+    NAMING,
     Journal,
     Record,
-    Song,
-    check_folders,
     checked_format,
     read_results,
     read_songs,
@@ -91,28 +90,33 @@ def separate(
         DeviceError: no cluster, no room on it, no GPU, or workers die as soon as they start.
     """
     imported()
-    if impossible := {"progress", "cancel", "skip_existing"} & options.keys():
+    if impossible := {"progress", "cancel", "skip_existing", "template"} & options.keys():
         raise TypeError(f"a catalogue has no option {', '.join(sorted(impossible))}")
     if retries < 0:
         raise ValueError(f"retries must be 0 or more, got {retries}")
     root = Path(os.path.abspath(output_dir))
+    if os.fsencode(root).decode(errors="replace") != str(root):
+        raise ValueError(f"output_dir must be in UTF-8, as the manifest of stems will name it, got {str(root)!r}")
     manifest = checked_format(Path(manifest), "manifest")
     results = checked_format(Path(results) if results is not None else root / RESULTS, "results")
     if results.resolve() == manifest.resolve():
         raise OutputExistsError(f"{results}: is the manifest of songs; that of stems needs another name")
     checkpoint = models.load(model, offline=offline)
     stems = _stems(checkpoint, options.get("stem"))
-    table, songs = read_songs(manifest, root, stems)
-    check_folders(songs)
+    table, songs = read_songs(manifest, stems)
+    check_batch(songs, root, OutputTemplate(NAMING), stems)
 
     journal = Journal(results)
     earlier = read_results(results) | journal.read()
+    if options.get("overwrite"):
+        earlier = {}  # nothing is skipped
     records: dict[int, Record] = {}
-    with closing(journal.open()) as file:
+    with journal:
         if songs:
             with connected(address):
                 pool = shared_out(nodes(), len(songs), device=device, workers=workers, gpus=gpus_per_worker)
                 work = Work(
+                    output_dir=str(root),
                     options={**options, "skip_existing": not options.get("overwrite", False)},
                     config=config,
                     device=pool.device,
@@ -120,11 +124,11 @@ def separate(
                     retries=retries,
                     deaths=pool.workers * (retries + 1),
                 )
-                done = set() if options.get("overwrite") else {os.path.dirname(stem) for stem in earlier}
+                done = {os.path.dirname(os.path.relpath(stem, root)) for stem in earlier}
                 with closing(_separated(songs, done, checkpoint, pool, work)) as separated:
                     for index, record in separated:
                         record.complete_from(earlier)
-                        journal.append(file, record)
+                        journal.append(record)
                         records[index] = record
                         if progress is not None:
                             progress(len(records), len(songs), record)
@@ -177,7 +181,8 @@ def _separated(
                         raise pickle.loads(row["failure"])
                     yield row["index"], Record.from_json(row["record"])
     except ray.exceptions.RayError as error:
-        raise DeviceError(f"the Ray cluster failed: {error}") from error
+        reason = str(error).strip().splitlines()[-1]  # above it is a traceback of Ray's
+        raise DeviceError(f"the Ray cluster failed: {reason}") from error
     except BaseException:
         _stop(ledger)
         raise
@@ -197,7 +202,7 @@ def _blocks(songs: Sequence[Song], done: set[str]) -> list[pyarrow.Table]:
     an earlier run has done, so that a large catalogue is soon gone through."""
     import pyarrow
 
-    rows = [{"index": i, "path": str(song.path), "folder": str(song.folder)} for i, song in enumerate(songs)]
+    rows = [{"index": i, "path": song.path, "folder": song.folder} for i, song in enumerate(songs)]
     old = [row for row in rows if row["folder"] in done]
     new = [row for row in rows if row["folder"] not in done]
     chunks = [old[i : i + CHUNK] for i in range(0, len(old), CHUNK)] + [[row] for row in new]

@@ -17,8 +17,8 @@ import torch
 from ..config import SeparatorConfig
 from ..errors import Cancelled, DeviceError, OutputExistsError
 from ..separator import Separator
-from ..song_files import FileResult
-from .manifest import Record
+from ..song_files import FileResult, Song
+from .manifest import NAMING, Record
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,6 +30,7 @@ LOOK_UP_S = 1.0
 class Work:
     """What all workers are told."""
 
+    output_dir: str
     options: Mapping[str, Any]  # of `Separator.separate_file`
     config: SeparatorConfig | None
     device: str
@@ -39,15 +40,15 @@ class Work:
 
 
 class Ledger:
-    """An actor that outlives the workers, and knows how often they set out on a song, and whether they shall stop.
+    """An actor that outlives the workers, and knows over which songs they died, and whether they shall stop.
 
     Ray starts dead workers anew and gives them their songs again, for ever, also where it is the song or the model that
     kills them; and when it ends a pool, it kills workers without a chance to clean up.
     """
 
     def __init__(self) -> None:
-        self._attempts: Counter[int] = Counter()
-        self._at_work: set[int] = set()
+        self._at_work: set[int] = set()  # begun and not ended
+        self._deaths: Counter[int] = Counter()
         self._starts = 0
         self._stopped = False
 
@@ -57,13 +58,18 @@ class Ledger:
         return self._starts
 
     def begin(self, song: int) -> int:
-        """Counts an attempt at a song; returns how many there were, 0 where none shall be made any more."""
+        """Returns which attempt at the song this is, 0 where none shall be made any more.
+
+        Whoever began it before and did not end it has died over it. A song that comes again because a worker died over
+        the next one, before both went back, counts for nothing.
+        """
         if self._stopped:
             return 0
         self._starts = 0
+        if song in self._at_work:
+            self._deaths[song] += 1
         self._at_work.add(song)
-        self._attempts[song] += 1
-        return self._attempts[song]
+        return self._deaths[song] + 1
 
     def end(self, song: int) -> None:
         self._at_work.discard(song)
@@ -124,22 +130,23 @@ class Worker:
         if not attempts:
             return Record.of(FileResult(path, error=Cancelled(f"{path}: cancelled")), **circumstances)
         if attempts > self.work.retries + 1:
+            self.ledger.end.remote(index)
             circumstances["attempts"] -= 1  # this is none
             why = f"{path}: {attempts - 1} workers died while they separated it; out of memory?"
             return Record(path, error_type="WorkerDied", error=why, **circumstances)
-        result = self._result(path, folder)
+        result = self._result(Song(path, folder))
         if isinstance(result.error, OutputExistsError) and self.work.options["skip_existing"]:
-            result = self._result(path, folder)  # a worker that was believed dead has just finished the song
+            result = self._result(Song(path, folder))  # a worker that was believed dead has just finished the song
         self.ledger.end.remote(index)
         return Record.of(result, **circumstances)
 
-    def _result(self, path: str, folder: str) -> FileResult:
-        options = {**self.work.options, "progress": self._look_up, "cancel": self.cancel}
+    def _result(self, song: Song) -> FileResult:
+        options = {**self.work.options, "template": NAMING, "progress": self._look_up, "cancel": self.cancel}
         try:
-            (result,) = self.separator.separate_files([path], os.path.dirname(folder), **options)
+            (result,) = self.separator.separate_files([song], self.work.output_dir, **options)
             return result
         except Exception as error:  # one song's trouble is not that of the others, whatever it is
-            return FileResult(path, error=error)
+            return FileResult(song.path, error=error)
 
     def _look_up(self, *_: float) -> None:
         """Asks now and then whether to stop."""
