@@ -405,6 +405,31 @@ def test_the_server_serves_songs_and_nothing_else_and_leaves_nothing(gradio, sep
         get(server.url)
 
 
+@pytest.mark.parametrize(("host", "shown"), [("::1", "[::1]"), ("localhost", "localhost"), ("0.0.0.0", "localhost")])
+def test_other_hosts(gradio, separator, temporary, host, shown):
+    if host == "::1":
+        try:
+            socket.create_server((host, 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            pytest.skip(f"this machine has no IPv6: {error}")
+    with DemoServer(separator, host=host, port=0) as server:
+        assert server.url.startswith(f"http://{shown}:")
+        assert get(server.url)[0] == 200
+        # who lets everyone in has names that this machine does not know of
+        assert get(server.url, Host="example.org")[0] == (200 if host == "0.0.0.0" else 400)
+
+
+def test_a_bug_is_told_in_the_terminal(gradio, separator, temporary, monkeypatch, capsys):
+    def fail(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Studio, "file", fail)
+    with DemoServer(separator, port=0) as server:
+        code, _, text = get(f"{server.url}songs/token/vocals.wav")
+    assert (code, text) == (500, b"Internal Server Error")
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken(gradio, separator, temporary):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -17,6 +17,7 @@ from tests.synthesis import RATE_HZ, band, voice
 
 SECONDS = 60
 SONG_S = 8.0
+HEARD = 16_384  # samples that are listened to: two seconds, so that there is a seam of two pieces among them
 LSB = 2**-15
 
 pytest.importorskip("gradio", reason="needs Gradio: pip install 'pyunetsep[demo]'")
@@ -163,16 +164,16 @@ def eventually(condition):
 
 # Connects an analyser before and one behind the gain of each track, and returns what passed all of them at one time.
 LISTEN = """
-    async (seconds) => {
+    async (samples) => {
       const tracks = document.querySelector("stem-player").tracks;
       const left = { channelCount: 1, channelCountMode: "explicit", channelInterpretation: "discrete" };
       const nodes = Object.entries(tracks.nodes);
       const taps = nodes.flatMap(([name, { input, gain }]) => Object.entries({ input, gain }).map(([place, node]) => {
-        const tap = new AnalyserNode(tracks.context, { fftSize: 8192, ...left });
+        const tap = new AnalyserNode(tracks.context, { fftSize: samples, ...left });
         node.connect(tap);
-        return { name, place, node, tap, wave: new Float32Array(8192) };
+        return { name, place, node, tap, wave: new Float32Array(samples) };
       }));
-      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      await new Promise((resolve) => setTimeout(resolve, 300 + (1000 * samples) / tracks.song.sampleRate));
       taps.forEach(({ tap, wave }) => tap.getFloatTimeDomainData(wave));
       const position = tracks.position;
       taps.forEach(({ node, tap }) => node.disconnect(tap));
@@ -182,8 +183,8 @@ LISTEN = """
 
 
 def heard(visit):
-    """The last 8192 samples of each track's left channel, as it is and as it is heard, and the page's position."""
-    waves, position = visit.page.evaluate(LISTEN, 8192 / RATE_HZ + 0.3)
+    """The last samples of each track's left channel, as it is and as it is heard, and the page's position."""
+    waves, position = visit.page.evaluate(LISTEN, HEARD)
     places = {"input": {}, "gain": {}}
     for name, place, wave in waves:
         places[place][name] = np.array(wave)
@@ -201,10 +202,10 @@ def test_what_is_played_is_the_song_and_its_stems_in_step_to_the_sample(separate
     assert np.abs(together - waves["mixture"]).max() <= 2.01 * LSB
     assert np.abs(together[1:] - waves["mixture"][:-1]).max() > 100 * LSB
     # and it is the song, where the page says it is; pieces of two seconds join without a gap
-    starts = np.arange(len(mixture) - 8192)
-    start = min(starts, key=lambda i: abs(mixture[i : i + 64] - waves["mixture"][:64]).max())
-    assert np.abs(mixture[start : start + 8192] - waves["mixture"]).max() <= 1e-6
-    assert abs(start + 8192 - position) < 0.3 * RATE_HZ
+    starts = range(len(mixture) - HEARD)
+    start = min(starts, key=lambda i: np.abs(mixture[i : i + 64] - waves["mixture"][:64]).max())
+    assert np.abs(mixture[start : start + HEARD] - waves["mixture"]).max() <= 1e-6
+    assert abs(start + HEARD - position) < 0.3 * RATE_HZ
 
 
 def test_time_passes_as_it_should_and_pause_holds_it(separated):

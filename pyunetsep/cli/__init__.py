@@ -29,6 +29,8 @@ EPILOG = """examples:
   pyunetsep separate song.mp3                 stems/song/vocals.mp3, stems/song/accompaniment.mp3
   pyunetsep separate *.flac -o karaoke --stem accompaniment
   pyunetsep catalogue songs.csv -o stems      all songs of a table, on all cores or a Ray cluster
+  pyunetsep plot song.mp3                     song.png: spectrograms of song and stems, and the mask
+  pyunetsep demo                              a page to drop songs on and hear their stems
   pyunetsep evaluate --data musdb18hq --split test
   pyunetsep models list
   pyunetsep doctor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HOST, PORT = "127.0.0.1", 7860
-STOP_S = 2.0  # for connections to end by themselves: an open page keeps one
-ANY_HOST = ("", "0.0.0.0", "::")
+STOP_S = 1  # for connections to end by themselves: an open page keeps one
+ANY_HOST = ("0.0.0.0", "::")
+LOOPBACK = [
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "[::1]",
+    "[",
+]  # the last is what Starlette takes for the host of [::1]:7860
 
 
 class DemoServer:
@@ -100,8 +108,8 @@ def application(studio: Studio, host: str = HOST) -> FastAPI:
             headers={"Cache-Control": "no-store"},  # a browser's cache would outlive the file
         )
 
-    if host not in ANY_HOST:  # a foreign page must not reach this one by a name that it makes point here
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost", "127.0.0.1", "[::1]"])
+    if host in LOOPBACK:  # a foreign page must not reach this one by a name of its own that points here
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
     return gradio.mount_gradio_app(
         app,
         build_page(studio),
@@ -135,7 +143,7 @@ def _running(app: Any, listening: socket.socket) -> Iterator[None]:
     """A server in a thread: in the main one it would take the signals."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=STOP_S))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=STOP_S))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="server", daemon=True)
     thread.start()
     while not server.started:
@@ -145,6 +153,7 @@ def _running(app: Any, listening: socket.socket) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # that a page is still open is no error
         server.should_exit = True
         thread.join()
 
