@@ -16,7 +16,7 @@ from .headers import closed_header, ends_within_mp4_box, ends_within_ogg_page, m
 from .libsndfile import soundfile
 
 _BLOCK = 1 << 16
-_MAX_FRAME = 1 << 20  # samples that a packet may hold; files have some thousands
+_MAX_ALAC_FRAME = 1 << 16  # samples; files have 4096
 _UNKNOWN = 1 << 40  # libsndfile says 2^63 - 1, an unbounded MP3 2^31 frames of 576 or 1152 samples
 _WIDE_SUBTYPES = frozenset({"PCM_32", "DOUBLE", "ALAC_32"})
 # libsndfile seeks in these to samples that differ near the end (Vorbis), so they are decoded up to the excerpt.
@@ -308,7 +308,7 @@ class _AvDecoder:
             if not self._container.streams.audio:
                 raise _NotAudio("holds no sound")
             self._stream = self._container.streams.audio[0]
-            _limit_frames(self._stream.codec_context)
+            _check_codec(self._stream.codec_context)
             name = PurePath(path).suffix[1:] or self._container.format.name.split(",")[0]
             self.format = AudioFormat(name.upper(), self._stream.codec_context.name.upper())
             self._waves = self._decode(av.AudioResampler(format="flt"))  # interleaved: PyAV crashes on nine planes
@@ -371,11 +371,10 @@ class _AvDecoder:
         self._container.close()
 
 
-def _limit_frames(codec: Any) -> None:
-    """Keeps a damaged file from asking for gigabytes, which FFmpeg would take."""
+def _check_codec(codec: Any) -> None:
+    """Refuses what FFmpeg has no decoder for, and what would have its decoder take gigabytes before the first frame."""
     if codec is None:
         raise _NotAudio("its sound is of a kind that FFmpeg cannot decode")
-    codec.options = {"max_samples": str(_MAX_FRAME)}
-    # its decoder makes room for as many as the header says before it makes a frame
-    if codec.name == "alac" and int.from_bytes((codec.extradata or b"")[12:16], "big") > _MAX_FRAME:
-        raise _NotAudio(f"damaged: promises ALAC frames of more than {_MAX_FRAME} samples")
+    # the fourth number of ALAC's own header: room is made for as many samples of every channel
+    if codec.name == "alac" and int.from_bytes((codec.extradata or b"")[12:16], "big") > _MAX_ALAC_FRAME:
+        raise _NotAudio(f"damaged: promises ALAC frames of more than {_MAX_ALAC_FRAME} samples")

@@ -17,6 +17,11 @@ from ..files import InputFile
 from ..guard import Limits, Target, must
 from ..mutation import spoilt
 
+try:  # here, so that its libraries are not counted as an input's memory
+    import av
+except ModuleNotFoundError:
+    av = None
+
 FILE = InputFile("song")
 BLOCK, MAX_VALUES = 4096, 2**18
 HEADER_BYTES = 300
@@ -94,12 +99,8 @@ AV_FILES = (  # container and codec
 
 def _av_files(wave: np.ndarray) -> dict[str, bytes]:
     """What the installed FFmpeg can write; nothing without PyAV."""
-    try:
-        import av
-    except ModuleNotFoundError:
-        return {}
-    files = {}
-    for container, codec in AV_FILES:
+    files: dict[str, bytes] = {}
+    for container, codec in AV_FILES if av else ():
         try:
             files[f"{container}-{codec}"] = _av_encoded(container, codec, wave)
         except (av.error.FFmpegError, ValueError):
@@ -108,8 +109,6 @@ def _av_files(wave: np.ndarray) -> dict[str, bytes]:
 
 
 def _av_encoded(container: str, codec: str, wave: np.ndarray) -> bytes:
-    import av
-
     content = io.BytesIO()
     with av.open(content, "w", format=container) as output:
         stream = output.add_stream(codec, rate=48_000, layout="mono")
@@ -165,7 +164,7 @@ TARGET = Target(
     documented=(AudioFileError,),
     seeds=seeds,
     mutate=mutate,
-    # Decoders keep tables of some MiB, and a frame of any codec is decoded as a whole; it holds at most 2^20 samples
-    # of at most 64 channels that anybody would separate.
+    # A frame is decoded as a whole. The largest that FFmpeg takes are TTA's of 16 channels at 1 MHz: 64 MiB each in the
+    # decoder, as its frame, as floats and as an array. What is read usually takes less than 32 MiB.
     limits=Limits(memory_bytes=256 * 2**20, memory_per_byte=4096, cpu_s=20.0, max_bytes=8192),
 )
