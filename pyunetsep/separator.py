@@ -258,6 +258,44 @@ class Separator:
         result.elapsed_s = time.monotonic() - started
         return result
 
+    def stream(
+        self,
+        sample_rate: int = 44_100,
+        channels: int = 2,
+        *,
+        stem: Stem = None,
+        latency_s: float | None = None,
+        exact: bool = False,
+        sanitize: bool = False,
+    ) -> SongStream:
+        """Begins a song that comes in blocks, from a microphone or a decoder: see `SongStream.push` and `flush`.
+
+            with separator.stream(48_000, channels=2) as stream:
+                for block in blocks:
+                    play(stream.push(block)["accompaniment"])
+                play(stream.flush()["accompaniment"])
+
+        Args:
+            sample_rate: in Hz, from 1000 to 768000; channels: from 1 to 64.
+            latency_s: how long a sample may wait for its stems, in seconds. None: as long as the network's patches are
+                (12 s), and the stems are those that the separator makes of the whole song. A shorter time lets the
+                networks hear less of what follows, and takes more computing.
+            stem, exact, sanitize: as for `pyunetsep.separate`.
+        Raises:
+            TypeError, ValueError: an option is not what it should be, `latency_s` is too short (the message says what
+            is possible), or the model is normalised by the whole song and cannot stream.
+        """
+        return SongStream(
+            self.model,
+            self._engine(self._config(exact)),
+            self._config(exact),
+            _checked_rate(sample_rate),
+            _checked_channels(channels),
+            self._stems(stem),
+            latency_s=latency_s,
+            sanitize=sanitize,
+        )
+
     def separate_pipe(
         self,
         source: BinaryIO | StrPath,
