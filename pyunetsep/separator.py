@@ -39,7 +39,7 @@ from .song_files import (
     warn_of_clipping,
     write_stems,
 )
-from .song_stream import live_schedule
+from .song_stream import SongStream, live_schedule
 from .stream import Check, SongPeaks, StemStream
 from .transfers import Fetched, Transfers, ahead
 from .unet import UNet
