@@ -409,6 +409,17 @@ def test_files_that_are_gone_are_explained(visit, song, server):
     assert not page.player("player.playing")
 
 
+def test_a_rate_that_no_browser_plays_can_still_be_downloaded(visit, tmp_path):
+    soundfile.write(tmp_path / "low.wav", band(1.0, 3)[:2_000], 1_000)
+    page = visit().separate(tmp_path / "low.wav")
+    page.page.click("stem-player .play")
+    page.page.wait_for_selector("stem-player >> text=This browser does not play mono at 1000 Hz.")
+    assert not page.player("player.playing")
+    with page.page.expect_download() as download:
+        page.track("vocals").locator("a").click()
+    assert soundfile.info(download.value.path()).frames == 2_000
+
+
 # coming and going
 
 

@@ -71,9 +71,8 @@ def run(args: argparse.Namespace) -> int:
         )
         stems = {name: read_spectrogram(path) for name, path in result.outputs.items()}
         mixture = read_spectrogram(args.song, **excerpt)
-    title = (
-        f"{Path(args.song).name}, {arguments.clock(args.start)} to {arguments.clock(args.start + result.duration_s)}"
-    )
+    begin, end = arguments.clock(args.start), arguments.clock(args.start + result.duration_s)
+    title = f"{Path(args.song).name}, {begin} to {end}"
     draw_picture(mixture, stems, picture, title=title)
     if sys.stderr.isatty():
         column_s = result.duration_s / mixture.columns

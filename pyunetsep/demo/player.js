@@ -21,6 +21,8 @@
     return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
   };
 
+  const kindOf = (channels) => ({ 1: "mono", 2: "stereo" })[channels] ?? `${channels} channels`;
+
   const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
   /** An element with properties, attributes (in `set`) and children. */
@@ -212,8 +214,7 @@
 
     heading() {
       const { name, samples, sampleRate, channels, notes } = this.song;
-      const kind = { 1: "mono", 2: "stereo" }[channels] ?? `${channels} channels`;
-      const facts = `${clock(samples / sampleRate)}, ${sampleRate / 1000} kHz, ${kind}`;
+      const facts = `${clock(samples / sampleRate)}, ${sampleRate / 1000} kHz, ${kindOf(channels)}`;
       const lines = notes.map((note) => make("p", { className: "fine", textContent: note }));
       return make("header", {}, make("h2", { textContent: name }), make("p", { className: "fine", textContent: facts }), ...lines);
     }
@@ -315,7 +316,7 @@
       const { channels, sampleRate } = this.song;
       if (error.message === "gone") return "The files of this song are no longer kept. Drop it again.";
       if (error.name === "NotSupportedError")
-        return `This browser does not play ${channels} channels at ${sampleRate} Hz. The downloads are not affected.`;
+        return `This browser does not play ${kindOf(channels)} at ${sampleRate} Hz. The downloads are not affected.`;
       return `The song cannot be played: ${error.message}`;
     }
 
