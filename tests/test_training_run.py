@@ -58,7 +58,7 @@ def events(output):
 
 def test_a_run_leaves_a_model_a_log_curves_and_something_to_hear(songs, cache, tmp_path):
     result, said = train(songs, cache, tmp_path)
-    assert "3 recordings of 1 min to train on, 1 songs to validate on, 0 held out" in said[-1]
+    assert "recordings to train on: 3 (1 min), songs to validate on: 1, held out: 0" in said[-1]
     assert result.steps == 4 and result.best_step in (2, 4)
     separator = pyunetsep.Separator.from_pretrained(result.model, device="cpu")
     assert separator.model.stems == ("vocals", "accompaniment")

@@ -70,7 +70,8 @@ def plot_curves(events: list[dict[str, Any]], path: Path) -> None:
         for name in entries[0][kind] if entries else []:
             steps = [event["step"] for event in entries]
             values = [math.nan if event[kind][name] is None else event[kind][name] for event in entries]
-            axis.plot(steps, values, label=name, marker="." if kind != "loss" else "")
+            marker = "." if kind != "loss" or len(values) == 1 else ""  # a single point makes no line
+            axis.plot(steps, values, label=name, marker=marker)
         axis.grid(alpha=0.3)
         if entries:
             axis.legend(loc="best", frameon=False)

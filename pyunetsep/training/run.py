@@ -445,8 +445,8 @@ def _recordings(
     recordings = without_leaks(recordings, leaks)
     duration_min = sum(recording.duration_s for recording in recordings) / 60
     notify(
-        f"{len(recordings)} recordings of {duration_min:.0f} min to train on, {len(songs['validation'])} songs to "
-        f"validate on, {len(songs['test'])} held out"
+        f"recordings to train on: {len(recordings)} ({duration_min:.0f} min), songs to validate on: "
+        f"{len(songs['validation'])}, held out: {len(songs['test'])}"
     )
     return recordings, songs["validation"]
 
