@@ -250,9 +250,35 @@ def quality() -> str:
     )
 
 
+def latency() -> str:
+    results = load("latency")["results"]
+    rows = []
+    for model, latencies in results["models"].items():
+        for row in latencies.values():
+            if "impossible" not in row:
+                rows.append(f"| {model} | {row['latency_s']:.2f} s | {row['nsdr_db']:.2f} dB | {row['load']:.0%} |")
+    return "| model | latency | vocals, improvement | of a core |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
+
+
+def catalogue() -> str:
+    data = load_if_measured("catalogue_mp3")
+    if data is None:
+        return "Not yet measured: `benchmarks/catalogue.py` does it."
+    results = data["results"]
+    parts, speed = results["processor_time_of_a_song"], results["songs_a_minute"]
+    return paragraph(
+        f"{results['songs']} songs of {results['duration_s']:g} s of stereo, MP3 in and out, on {results['cores']} cores "
+        f"of {a(data['context']['cpu'])}: {speed['loop']:.0f} songs a minute in a loop of `separate_file`, "
+        f"{speed['together']:.0f} with `workers={results['workers']}`, {results['ratio']:.2f} times as many. A song takes "
+        f"{seconds(parts['read_s'])} of processor time to decode, {seconds(parts['separate_s'])} to separate and "
+        f"{seconds(parts['write_s'])} to encode twice; the loop encodes on one core, several songs at a time on all."
+    )
+
+
 TABLES = {
     "README.md": (networks, songs, kernels, gpu, fidelity, precisions, extension, training, choices, quality),
     "docs/jansson2017.md": (quality,),
+    "docs/performance.md": (latency, catalogue),
 }
 
 
