@@ -267,10 +267,10 @@ def catalogue() -> str:
     results = data["results"]
     parts, speed = results["processor_time_of_a_song"], results["songs_a_minute"]
     return paragraph(
-        f"{results['songs']} songs of {results['duration_s']:g} s of stereo, MP3 in and out, on {results['cores']} cores "
-        f"of {a(data['context']['cpu'])}: {speed['loop']:.0f} songs a minute in a loop of `separate_file`, "
-        f"{speed['together']:.0f} with `workers={results['workers']}`, {results['ratio']:.2f} times as many. A song takes "
-        f"{seconds(parts['read_s'])} of processor time to decode, {seconds(parts['separate_s'])} to separate and "
+        f"{results['songs']} songs of {results['duration_s']:g} s of stereo, MP3 in and out, on {results['cores']} "
+        f"cores of {a(data['context']['cpu'])}: {speed['loop']:.0f} songs a minute in a loop of `separate_file`, "
+        f"{speed['together']:.0f} with `workers={results['workers']}`, {results['ratio']:.2f} times as many. A song "
+        f"takes {seconds(parts['read_s'])} of processor time to decode, {seconds(parts['separate_s'])} to separate and "
         f"{seconds(parts['write_s'])} to encode twice; the loop encodes on one core, several songs at a time on all."
     )
 
