@@ -143,7 +143,10 @@ def run_fuzzer(folder: Path, *arguments: str, letters: str = "") -> subprocess.C
     ("letter", "finding"),
     [
         ("E", "KeyError-trouble-target-"),
-        ("M", "MemoryError-trouble-target-"),
+        pytest.param(
+            *("M", "MemoryError-trouble-target-"),
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only"),
+        ),
         ("H", "too-slow-"),
         ("C", "SIGABRT-"),
         ("X", "exited-"),
@@ -184,6 +187,7 @@ def test_how_long_must_be_said(tmp_path: Path) -> None:
     assert done.returncode == 2 and "say how long" in done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 def test_limits_grow_with_the_input() -> None:
     limits = Limits(memory_bytes=2**20, memory_per_byte=2**20, cpu_s=1.0, max_bytes=100)
 
@@ -191,8 +195,6 @@ def test_limits_grow_with_the_input() -> None:
         bytearray(2**24)
 
     target = Target(run=run, documented=(), seeds=dict, mutate=lambda data, random: data, limits=limits)
-    if sys.platform != "linux":
-        pytest.skip("memory is limited on Linux only")
     with pytest.raises(MemoryError):
         guard.outcome(target, bytes(5))
     assert guard.outcome(target, bytes(30)) == "accepted"
