@@ -1,5 +1,6 @@
 """Many songs: which are found, where their stems go, several at a time, and runs that are cut off."""
 
+import io
 import json
 import os
 import random
@@ -285,3 +286,37 @@ def test_killed_runs_go_on(tmp_path, model, songs, kills):
     whole = {name: data for name, data in contents(tmp_path / "out").items() if not Path(name).name.startswith(".")}
     assert whole == contents(tmp_path / "undisturbed")
     assert len(whole) == 2 * songs
+
+
+# ---- the command, from pipe to pipe
+
+
+def piped(arguments, model, content):
+    command = [sys.executable, "-m", "pyunetsep", "separate", *arguments, "-m", str(model), "-s", "vocals", "-o", "-"]
+    return subprocess.run(command, input=content, capture_output=True, timeout=120, check=False)
+
+
+def test_a_piped_stem_is_the_one_of_the_folder(music, model):
+    write_song(Path("song.wav"), samples=30_000)
+    assert main(["separate", "song.wav", "-m", str(model)]) == 0
+    done = piped(["-"], model, Path("song.wav").read_bytes())
+    assert (done.returncode, done.stderr) == (0, b"")
+    made, expected = soundfile.read(io.BytesIO(done.stdout))[0], soundfile.read("stems/song/vocals.wav")[0]
+    assert abs(made - expected).max() <= 2**-15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "message"),
+    [
+        (["-"], b"no music " * 99, "standard input: not an audio file"),
+        (["-", "--latency", "0.01"], None, "standard input: --latency must be at least 0.0"),
+        (["-", "--start", "99"], None, "standard input: --start: got 99, but standard input ends at 0.5 s"),
+        (["-", "-f", "mp3", "--subtype", "FLOAT"], None, "MP3 has no subtype FLOAT"),
+        (["none.wav"], b"", "none.wav: no such file"),
+    ],
+)
+def test_what_goes_wrong_in_a_pipe_is_one_message_and_exit_code_1(music, model, arguments, content, message):
+    write_song(Path("song.wav"))
+    done = piped(arguments, model, Path("song.wav").read_bytes() if content is None else content)
+    assert done.returncode == 1 and done.stdout == b""
+    assert message in done.stderr.decode() and done.stderr.count(b"\n") == 1

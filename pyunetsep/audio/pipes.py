@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..errors import AudioFormatError, TruncatedAudioError
+from ..errors import AudioFormatError, PyunetsepError, TruncatedAudioError
 from .encoding import Encoder
 from .files import file_error
 from .formats import SAMPLE_BYTES, AudioFormat, check_format
@@ -166,11 +166,26 @@ def open_pipe(
     check_excerpt(start_s, duration_s)
     head = b"" if whole else _head(stream)
     if (file := _forward_file(head, stream)) is None:
-        with spooled(stream, head) as path, AudioReader(path, start_s=start_s, duration_s=duration_s) as song:
+        with (
+            spooled(stream, head) as path,
+            _named(path, name),
+            AudioReader(path, start_s=start_s, duration_s=duration_s) as song,
+        ):
             yield song
     else:
         with closing(PipeReader(file, name, start_s=start_s, duration_s=duration_s)) as reader:
             yield reader
+
+
+@contextmanager
+def _named(path: str, name: str) -> Iterator[None]:
+    """Errors that leave the context call a temporary file what the user knows it as."""
+    try:
+        yield
+    except (PyunetsepError, ValueError) as error:
+        if path not in str(error):
+            raise
+        raise type(error)(str(error).replace(path, name)) from None
 
 
 def _head(stream: BinaryIO) -> bytes:

@@ -17,6 +17,8 @@ FLAGS = {
     "; see overwrite": "; see --overwrite",
     "start_s:": "--start:",
     "duration_s:": "--duration:",
+    "latency_s must": "--latency must",
+    "template:": "--template:",
     "sanitize=True (--sanitize)": "--sanitize",
 }
 

@@ -12,7 +12,7 @@ import warnings
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputExistsError
+from ..errors import DeviceError, OutputExistsError
 from . import arguments
 from .exit_codes import DONE, SOME_FAILED
 from .progress import ProgressBar
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import audio
     from ..config import SeparatorConfig
     from ..separator import DEFAULT_MODEL, Separator
-    from ..song_files import OutputTemplate
+    from ..song_files import FileResult, OutputTemplate
     from ..song_search import find_songs
 
     songs = find_songs([song for song in args.songs if song != "-"], recursive=args.recursive, besides=args.output)
@@ -135,12 +135,17 @@ def run(args: argparse.Namespace) -> int:
         stack.enter_context(warnings.catch_warnings())
         warnings.showwarning = lambda message, *_, **__: bar.say(f"pyunetsep: warning: {shown(message)}")
         if args.output == "-":
-            source = sys.stdin.buffer if not songs else songs[0]
-            with arguments.flags_in_messages():
-                separator.separate_pipe(
+            source = songs[0] if songs else sys.stdin.buffer
+            try:
+                result = separator.separate_pipe(
                     source, sys.stdout.buffer, args.stem[0], latency_s=args.latency, progress=bar.show, **options
                 )
-            return DONE
+            except BrokenPipeError:
+                raise
+            except (OSError, ValueError, DeviceError) as error:
+                result = FileResult(os.fspath(songs[0]) if songs else "standard input", error=error)
+            bar.finish(result)
+            return SOME_FAILED if result.error else DONE
         paths: list[str | os.PathLike[str]] = [*songs]
         if "-" in args.songs:
             spooled = stack.enter_context(audio.spooled(sys.stdin.buffer))
