@@ -270,7 +270,7 @@ def test_a_picture_that_exists_stays_unless_overwrite_is_asked_for(plot, tmp_pat
         (["song.wav", "--duration", "0"], 2, "--duration must be above 0"),
         (["missing.wav"], 1, "missing.wav: no such file"),
         (["text.mp3"], 1, "text.mp3: not an audio file"),
-        (["nan.wav"], 2, "nan.wav: .*--sanitize makes it 0"),
+        (["nan.wav"], 1, "nan.wav: .*--sanitize makes it 0"),
         (["song.wav", "--device", "toaster"], 2, "toaster"),
     ],
 )

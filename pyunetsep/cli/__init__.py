@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import (
     CheckpointError,
     DeviceError,
+    InvalidAudioError,
     ModelUnavailableError,
     OutputExistsError,
     PyunetsepError,
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code, message = MODEL_OR_DEVICE, f"error: {error}"
         except OutputExistsError as error:
             code, message = USAGE, f"error: {error}"
-        except (OSError, TrainingError) as error:
+        except (OSError, TrainingError, InvalidAudioError) as error:
             code, message = SOME_FAILED, f"error: {error}"
         except (PyunetsepError, ValueError, TypeError) as error:
             code, message = USAGE, f"error: {error}"
