@@ -290,7 +290,7 @@ def test_a_run_whose_driver_is_killed_is_gone_on_with(ray, separate, model, tmp_
     ]
     folders = [stems / f"song{i}" for i in range(12)]
     with ended(subprocess.Popen([*map(str, command), "--address", ray.get_runtime_context().gcs_address])) as driver:
-        until(lambda: writers(folders[5]) or driver.poll() is not None)
+        until(lambda: (Journal(results).read() and writers(folders[5])) or driver.poll() is not None)
     assert driver.wait() == -signal.SIGKILL, "it was done too soon"
     until(lambda: not any(map(writers, folders)))
 
