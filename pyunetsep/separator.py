@@ -326,8 +326,8 @@ class Separator:
             subtype, start_s, duration_s: as for `separate_file`. progress: the seconds in all are inf if not known.
             exact, sanitize, rescale, cancel: as for `pyunetsep.separate`; to `rescale` all must have been seen first.
         Raises:
-            AudioFileError, AudioFormatError, InvalidAudioError, ValueError: as `separate_file`, after what is written by
-            then. BrokenPipeError: nobody reads `sink`.
+            AudioFileError, AudioFormatError, InvalidAudioError, ValueError: as `separate_file`; what is written stays.
+            BrokenPipeError: nobody reads `sink`.
         """
         started = time.monotonic()
         run = _Run(self, self._stems(stem), self._config(exact), sanitize, progress, cancel, first_s=start_s)

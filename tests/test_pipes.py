@@ -113,7 +113,7 @@ def test_excerpts(content):
 def test_what_is_damaged_or_no_audio():
     with pytest.raises(TruncatedAudioError, match=r"the pipe: cut off: its header promises 30000 samples, 29500 are"):
         read_all(encoded()[: -500 * 4])
-    with pytest.raises(AudioFileError, match="^the pipe: not an audio file"):
+    with pytest.raises(AudioFileError, match=r"^the pipe: not an audio file"):
         read_all(b"no music " * 99)
     with pytest.raises(AudioFileError, match="is empty"):
         read_all(b"")
