@@ -278,7 +278,10 @@ def test_a_missing_extension_is_one_line_and_the_doctor_lives(model, song, tmp_p
     assert facts["simd"].startswith("broken: ")
 
 
-@pytest.mark.parametrize("command_name", [(), ("separate",), ("models",), ("doctor",), ("bench",)])
+COMMANDS = ("separate", "catalogue", "plot", "demo", "train", "evaluate", "models", "export", "doctor", "bench")
+
+
+@pytest.mark.parametrize("command_name", [(), *((name,) for name in COMMANDS)])
 def test_help_teaches_with_examples_and_imports_nothing_heavy(command_name, tmp_path):
     script = (
         "import sys, resource\n"

@@ -98,7 +98,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--latency",
         type=arguments.seconds,
         metavar="TIME",
-        help="with -o -: the longest that a sample waits for its stem, in seconds (default: 12, which is best)",
+        help="with -o -: the longest that a sample waits for its stem, in seconds (default: about 12, with which the "
+        "stem is that of the whole song)",
     )
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON object")
     parser.set_defaults(run=run, parser=parser)
