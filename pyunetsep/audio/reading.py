@@ -323,7 +323,7 @@ class _AvDecoder:
         self._queue.push(first)
 
     def _decode(self, to_float: Any) -> Iterator[np.ndarray]:
-        packets, end_s = 0, 0.0
+        packets, end_s, first = 0, 0.0, None
         try:
             for packet in self._container.demux():
                 if packet.pts is not None and packet.time_base:
@@ -332,10 +332,13 @@ class _AvDecoder:
                     continue
                 packets += packet.size > 0
                 for frame in [*packet.decode(), *([] if packet.size else [None])]:
+                    first = first or frame
+                    if frame is not None and _kind(frame) != _kind(first):
+                        raise file_error(self._path, f"damaged, or {_kind(first)} becomes {_kind(frame)} in the middle")
                     for converted in to_float.resample(frame):
                         # known only now: HE-AAC announces half its rate
                         self.sample_rate_hz = converted.sample_rate
-                        yield converted.to_ndarray().reshape(converted.samples, -1).T
+                        yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels).T
         except self._av_error as error:
             raise file_error(self._path, f"damaged ({error.strerror})") from None
         self._check_whole(packets, end_s)
@@ -369,6 +372,11 @@ class _AvDecoder:
 
     def close(self) -> None:
         self._container.close()
+
+
+def _kind(frame: Any) -> str:
+    """What all frames of a file must have in common."""
+    return f"{frame.layout.name} {frame.format.name} of {frame.sample_rate} Hz"
 
 
 def _check_codec(codec: Any) -> None:
