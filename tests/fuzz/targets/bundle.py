@@ -140,6 +140,7 @@ TARGET = Target(
     documented=(CheckpointError,),
     seeds=seeds,
     mutate=mutate,
-    # a name or a field of a few bytes becomes objects of some hundred
-    limits=Limits(memory_bytes=16 * 2**20, memory_per_byte=1024, cpu_s=5.0, max_bytes=4096),
+    # The index is read into 16 MiB, the most that it may have; a name or a field of a few bytes becomes objects of some
+    # hundred.
+    limits=Limits(memory_bytes=32 * 2**20, memory_per_byte=1024, cpu_s=5.0, max_bytes=4096),
 )
