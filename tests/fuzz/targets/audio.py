@@ -96,16 +96,10 @@ def _encoded(container: str, subtype: str, wave: np.ndarray) -> bytes | None:
 
 
 AV_FILES = (  # container and codec
-    *(
-        ("mp4", "aac"),
-        ("mov", "alac"),
-        ("mov", "pcm_s16le"),
-        ("adts", "aac"),
-        ("matroska", "flac"),
-        ("webm", "libopus"),
-    ),
-    *(("ac3", "ac3"), ("eac3", "eac3"), ("avi", "mp2"), ("flv", "libmp3lame"), ("mpegts", "mp2"), ("tta", "tta")),
-    *(("asf", "wmav2"), ("matroska", "wavpack"), ("dts", "dca"), ("truehd", "truehd"), ("oma", "atrac3")),
+    *(("mp4", "aac"), ("mp4", "ac3"), ("mov", "alac"), ("mov", "pcm_s16le"), ("mov", "adpcm_ima_qt"), ("adts", "aac")),
+    *(("matroska", "flac"), ("matroska", "wavpack"), ("webm", "libopus"), ("ac3", "ac3"), ("eac3", "eac3")),
+    *(("avi", "mp2"), ("flv", "libmp3lame"), ("flv", "aac"), ("mpegts", "mp2"), ("mpeg", "mp2"), ("tta", "tta")),
+    *(("asf", "wmav2"), ("wv", "wavpack"), ("amr", "libopencore_amrnb")),
 )
 
 
@@ -123,10 +117,13 @@ def _av_files(wave: np.ndarray) -> dict[str, bytes]:
 def _av_encoded(container: str, codec: str, wave: np.ndarray) -> bytes:
     content = io.BytesIO()
     with av.open(content, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=48_000, layout="mono")
-        stream.codec_context.options = {"strict": "experimental"}
-        to_codec = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=48_000)
-        frame = av.AudioFrame.from_ndarray(np.tile(wave.T, 8), format="fltp", layout="mono")
+        rate_hz = 8_000 if container == "amr" else 48_000
+        stream = output.add_stream(codec, rate=rate_hz, layout="mono")
+        if container in ("amr", "asf"):
+            stream.codec_context.bit_rate = 12_200 if container == "amr" else 64_000
+        to_codec = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate_hz)
+        repeated = np.tile(wave.T, 64 if container == "asf" else 8)
+        frame = av.AudioFrame.from_ndarray(repeated, format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 48_000, 0
         fifo = av.AudioFifo()
         for converted in to_codec.resample(frame):

@@ -40,5 +40,5 @@ TARGET = Target(
     documented=(CheckpointError,),
     seeds=seeds,
     mutate=mutate,
-    limits=Limits(memory_bytes=4 * 2**20, memory_per_byte=16, cpu_s=5.0, max_bytes=2**17 - 1),
+    limits=Limits(memory_bytes=4 * 2**20, memory_per_byte=16, cpu_s=1.0, max_bytes=2**16),
 )
