@@ -52,7 +52,7 @@ BLOCK_S = 5.0  # what is read, and reported as progress, at a time
 CUDA_BLOCK_S = 60.0  # a GPU takes milliseconds for it
 MAX_WORKERS = 8  # of songs on a CPU: more take memory, and fewer cores each
 CUDA_WORKERS = 4  # one on the GPU, the others decode and encode
-BLOCKS_A_WAIT = 8  # what is read at a time of a song that is still coming in, as a share of its latency
+BLOCKS_A_WAIT = 32  # what is read at a time of a song that is still coming in, as a share of its latency
 CPU = torch.device("cpu")
 
 Progress = Callable[[float, float], object]  # seconds done, seconds in all (inf: not known)
@@ -321,7 +321,8 @@ class Separator:
             source: binary, such as `sys.stdin.buffer`, or a path.
             sink: binary, such as `sys.stdout.buffer`; it stays open.
             stem: the one to write.
-            latency_s: see `stream`. None: whole patches, the stem is that of `separate_file`.
+            latency_s: see `stream`; a 32nd more for what is read at a time. None: whole patches, the stem is that of
+                `separate_file`.
             container: "wav", "flac", "mp3", "ogg" or "opus"; None is the input's own.
             subtype, start_s, duration_s: as for `separate_file`. progress: the seconds in all are inf if not known.
             exact, sanitize, rescale, cancel: as for `pyunetsep.separate`; to `rescale` all must have been seen first.
@@ -358,6 +359,8 @@ class Separator:
                 writer.write(block[stem])
                 written += block[stem].shape[-1]
             writer.finish()
+            if isinstance(song, PipeReader):
+                song.drain()
             warn_of_clipping(writer, f"{song.path}: {stem}")
         return FileResult(
             song.path,
@@ -424,10 +427,12 @@ class Separator:
             return self.separate_file(path, output_dir, **options)
         except (OSError, ValueError, DeviceError) as problem:  # PyunetsepErrors among them
             error: Exception = problem
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as problem:
+            if not _out_of_memory(problem):
+                raise
             hint = "a smaller batch_patches or device='cpu' (--device cpu) takes less"
             error = DeviceError(f"{os.fspath(path)}: {self.device} is out of memory; {hint}")
-        return FileResult(os.fspath(path), error=error)
+        return FileResult(os.fspath(path), error=_without_frames(error))
 
     def _engine(self, config: SeparatorConfig) -> Engine:
         """The networks in the form that runs fastest, made when first asked for."""
@@ -576,7 +581,8 @@ class _Run:
     def separate(self, song: _Song, peaks: list[torch.Tensor] | None) -> Iterator[dict[str, Wave]]:
         """Yields the song's stems, block by block."""
         done = 0
-        for block in ahead(self.start(song, peaks), self.separator._ahead):
+        depth = 0 if self.schedule is not None else self.separator._ahead  # what is live is not held back
+        for block in ahead(self.start(song, peaks), depth):
             stems = {name: fetched.wait().numpy() for name, fetched in block.items()}
             done += stems[self.stems[0]].shape[-1]
             self.report(song, done)
@@ -621,6 +627,20 @@ def _rescale(songs: list[dict[str, torch.Tensor]]) -> None:
         for waves in songs:
             for wave in waves.values():
                 wave /= peak
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On a CPU, torch has no class of its own for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error less its tracebacks, which would keep a failed song's buffers for as long as its result."""
+    chained: BaseException | None = error
+    while chained is not None:
+        chained.__traceback__ = None
+        chained = chained.__cause__ or chained.__context__
+    return error
 
 
 def _check_precision(config: SeparatorConfig, device: torch.device) -> None:

@@ -40,6 +40,10 @@ class Song(os.PathLike[str]):
     path: str
     folder: str = "."
 
+    def __post_init__(self) -> None:
+        if not self.folder or os.path.isabs(self.folder) or ".." in Path(self.folder).parts:
+            raise ValueError(f"folder: got {self.folder!r}, want one below the folder that was searched")
+
     def __fspath__(self) -> str:
         return self.path
 
@@ -109,7 +113,7 @@ def check_batch(songs: Sequence[StrPath], output_dir: StrPath, template: OutputT
         twice = next(path for i, path in enumerate(named) if path in named[:i])
         raise _conflict(f"{twice} was given twice")
     for song in songs:
-        other = owners.get(_resolved(Path(song).with_suffix(f".{_ANY}")))
+        other = owners.get(_resolved(Path(song).parent / f"{song_name(song)}.{_ANY}"))
         if other is not None and other != os.fspath(song):
             raise _conflict(f"{os.fspath(song)} lies where a stem of {other} would be written")
 

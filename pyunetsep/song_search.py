@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ def find_songs(paths: Iterable[StrPath], *, recursive: bool = False, besides: St
         paths: files, which are taken as they are; folders, of which all files that are named like audio are taken, but
             hidden ones; patterns as of a shell (`*`, `?`, `[...]`, and `**` for folders at any depth).
         recursive: also look in the folders below.
-        besides: a folder in which nothing is looked for, such as that of the stems.
+        besides: a folder in which nothing is looked for, such as that of the stems, unless the search begins there.
     Raises:
         AudioFileError: a folder or a pattern has no audio file.
     """
@@ -34,12 +35,20 @@ def find_songs(paths: Iterable[StrPath], *, recursive: bool = False, besides: St
             songs += found
         elif glob.has_magic(path) and not os.path.lexists(path):
             matches = sorted(match for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+            if excluded is not None and not _fixed_part(path).is_relative_to(excluded):
+                matches = [match for match in matches if excluded not in Path(match).resolve().parents]
             if not matches:
                 raise AudioFileError(f"{path}: no file matches this pattern")
             songs += [Song(match) for match in matches]
         else:
             songs.append(Song(path))
     return songs
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder that a pattern begins in."""
+    parts = Path(pattern).parts
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts)).resolve()
 
 
 def _in_folder(top: Path, recursive: bool, excluded: Path | None) -> Iterator[Song]:
@@ -49,5 +58,7 @@ def _in_folder(top: Path, recursive: bool, excluded: Path | None) -> Iterator[So
             name for name in below if recursive and not name.startswith(".") and (here / name).resolve() != excluded
         )
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.casefold() in AUDIO_EXTENSIONS:
+            named_so = not name.startswith(".") and Path(name).suffix.casefold() in AUDIO_EXTENSIONS
+            # a link that leads nowhere is an error to be told; a pipe would be waited for
+            if named_so and ((here / name).is_file() or not (here / name).exists()):
                 yield Song(str(here / name), str(here.relative_to(top)))

@@ -89,6 +89,8 @@ class SongStream:
         stream = self._open_stream()
         layout = self._like_the_first(ArrayLayout(block))
         wave = self._check(stream.transfers.staged(layout.songs[0]))
+        if isinstance(block, torch.Tensor) and _same_memory(wave, block):
+            wave = wave.clone()  # it waits here, while the caller may fill the block anew
         self._layout = layout
         return self._laid_out(stream.push(wave))
 
@@ -135,3 +137,7 @@ class SongStream:
         assert self._layout is not None
         home = self._layout.home
         return {name: self._layout.restore([wave.to(home)], name) for name, wave in waves.items()}
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -1,5 +1,6 @@
 """Many songs: which are found, where their stems go, several at a time, and runs that are cut off."""
 
+import gc
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
 from pyunetsep.song_files import OutputTemplate, Song
 from pyunetsep.song_search import find_songs
+from pyunetsep.stream import StemStream
 from pyunetsep.workers import in_threads
 from tests.tiny import checkpoint, noise
 
@@ -85,6 +87,32 @@ def test_folders_patterns_and_files(music):
     assert find_songs(["none.wav"]) == [Song("none.wav")]  # whoever opens it will say so
     os.rename("music/b.wav", "music/[b].wav")
     assert find_songs(["music/[b].wav"]) == [Song("music/[b].wav")]  # a file of that name comes first
+
+
+def test_stems_of_the_last_run_are_no_songs_and_pipes_are_not_waited_for(music):
+    assert Song("music/stems/b/vocals.wav") not in find_songs(["music/**/*.wav"], besides="music/stems")
+    assert Song("music/b.wav") in find_songs(["music/**/*.wav"], besides="music/stems")
+    assert find_songs(["music/*.wav"], besides="music") == [Song("music/b.wav")]  # where the search begins
+    os.mkfifo("music/pipe.wav")
+    os.symlink("nowhere", "music/link.wav")
+    names = [song.path for song in find_songs(["music"])]
+    assert "music/pipe.wav" not in names and "music/link.wav" in names
+    for folder in ("", "/etc", "../up"):
+        with pytest.raises(ValueError, match="folder: got"):
+            Song("a.wav", folder)
+
+
+def test_a_failed_song_is_not_kept(separator, tmp_path):
+    bad = noise(1, 60_000)[0].numpy()
+    bad[50_000] = float("nan")
+    songs = [tmp_path / f"{i}.wav" for i in range(3)]
+    for song in songs:
+        soundfile.write(song, bad, RATE, subtype="FLOAT")
+    os.mkfifo(tmp_path / "pipe.wav")
+    results = list(separator.separate_files([*songs, tmp_path / "pipe.wav"], tmp_path / "out"))
+    assert all(result.error for result in results) and "is a pipe" in str(results[-1].error)
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is StemStream]
 
 
 def test_nothing_found_is_an_error(music):
@@ -242,6 +270,8 @@ def test_a_folder_with_a_template(music, model, capsys):
     [
         (["music", "--jobs", "0"], 2, "--jobs: want a whole number from 1 on, got '0'"),
         (["music", "--latency", "1"], 2, "--latency is for -o -"),
+        (["music", "-s", "vocals", "-o", "-"], 2, "-o - writes the stem of one SONG, found 2"),
+        (["music/b.wav", "-s", "vocals", "-o", "-", "-j", "2"], 2, "are for stems in files, not for -o -"),
         (["music", "-t", "{stem}"], 2, "template: got '{stem}'"),
         (["music/*.m4a"], 1, "music/*.m4a: no file matches this pattern"),
     ],

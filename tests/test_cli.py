@@ -204,7 +204,10 @@ def test_standard_output_that_is_full_is_an_error(pyunetsep, model, song, tmp_pa
             command("separate", song, "-m", model, "-s", "vocals", "-o", "-"),
             cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
         )  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, "pyunetsep: error: standard output: no space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"pyunetsep: error: {song}: standard output: no space left on device\n",
+    )
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ def test_a_wav_with_a_length_is_read_up_to_it_and_what_follows_is_taken():
     with open_pipe(io.BufferedReader(trickle), "the pipe") as song:
         assert isinstance(song, PipeReader) and song.samples == len(SONG)
         wave = np.concatenate(list(song.blocks(999)), axis=1).T
+        song.drain()
     assert wave.shape == SONG.shape
     assert trickle.taken == len(trickle.content)  # or its writer would have met a closed pipe
 
@@ -88,6 +89,52 @@ def test_other_formats_are_copied_first(format):
     assert isinstance(song, AudioReader)
     expected, _ = soundfile.read(io.BytesIO(content), dtype="float32")
     assert np.abs(wave - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "MS_ADPCM"])
+def test_a_wav_whose_samples_come_in_blocks_is_copied_first(subtype):
+    wave, song = read_all(encoded(subtype=subtype))
+    assert isinstance(song, AudioReader) and len(wave) >= len(SONG)
+
+
+def test_an_excerpt_of_an_endless_pipe_ends():
+    class Endless(Trickle):
+        def readinto(self, buffer):
+            self.taken %= len(self.content) - 10_000
+            return super().readinto(buffer)
+
+    with open_pipe(io.BufferedReader(Endless(unsized(encoded()))), "the pipe", duration_s=9.0) as song:
+        assert sum(block.shape[1] for block in song.blocks(1000)) == 9 * RATE
+        song.drain()
+
+
+def test_pipes_that_do_not_wait_are_errors():
+    class Impatient(Trickle):
+        def readinto(self, buffer):
+            return super().readinto(buffer) if self.taken < 9_000 else None
+
+    with pytest.raises(AudioFileError, match="does not wait"), open_pipe(Impatient(encoded()), "the pipe") as song:
+        list(song.blocks(1000))
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            return None
+
+    writer = PipeWriter(Full(), "the sink", sample_rate_hz=RATE, channels=2, format=AudioFormat("WAV", "PCM_16"))
+    with pytest.raises(AudioFileError, match="takes no more"):
+        writer.write(np.ascontiguousarray(SONG.T))
+
+
+def test_a_sink_that_takes_a_part_gets_the_rest():
+    class Narrow(io.BytesIO):
+        def write(self, data):
+            return super().write(data[:1000])
+
+    narrow = Narrow()
+    writer = PipeWriter(narrow, "the sink", sample_rate_hz=RATE, channels=2, format=AudioFormat("WAV", "PCM_16"))
+    writer.write(np.ascontiguousarray(SONG.T))
+    writer.finish()
+    assert len(narrow.getvalue()) == 44 + len(SONG) * 4
 
 
 def test_what_is_needed_whole_is_copied_first():

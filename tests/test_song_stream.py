@@ -225,3 +225,16 @@ def test_schedules():
         exactly = latency_of(frames, model, 1) + 0.1
         assert schedule_within(exactly, model, SeparatorConfig(), grids=1, spent_s=0.1) == prompt
         assert schedule_within(exactly + 1e-4, model, SeparatorConfig(), grids=1, spent_s=0.1) == prompt
+
+
+def test_a_block_may_be_filled_anew_once_it_was_pushed():
+    song = noise(2, 12_000)
+    separate = separator()
+    whole = separate(song, 8_000)["accompaniment"]
+    block, parts = torch.empty(2, 500), []
+    with separate.stream(8_000, 2) as stream:
+        for start in range(0, 12_000, 500):
+            block.copy_(song[:, start : start + 500])
+            parts.append(stream.push(block)["accompaniment"])
+        parts.append(stream.flush()["accompaniment"])
+    assert (torch.cat(parts, -1) - whole).abs().max() <= 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -15,16 +16,18 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..errors import AudioFormatError, PyunetsepError, TruncatedAudioError
+from ..errors import AudioFileError, AudioFormatError, PyunetsepError, TruncatedAudioError
 from .encoding import Encoder
 from .files import file_error
 from .formats import SAMPLE_BYTES, AudioFormat, check_format
 from .headers import SoundExtent, closed_header, sound_extent
+from .libsndfile import soundfile
 from .reading import AudioReader, LibsndfileDecoder, check_excerpt
 
 _HEAD_BYTES = 1 << 16  # that may come before the sound
 _ENDLESS = 1 << 50  # bytes; what a header without a length is taken to promise
 _COPIED_AT_ONCE = 1 << 20
+_WHOLE_SAMPLES = (1, 3, 6, 7, 0xFFFE)  # integers, floats, A-law, mu-law; what comes in blocks has its length elsewhere
 _READ_AS_IT_COMES = re.compile(rb"(RIFF|RF64|BW64).{4}WAVE", re.DOTALL)  # and of any length
 _WRITABLE = ("WAV", "WAVEX", "FLAC", "MP3", "OGG")
 # Bytes that are held back until nothing in them is written again: libsndfile writes a header, and then again.
@@ -46,7 +49,12 @@ class PipeReader:
     def __init__(self, file: ForwardFile, name: str, *, start_s: float = 0.0, duration_s: float | None = None) -> None:
         self.path = name
         self._file = file
-        self._decoder = LibsndfileDecoder(cast(BinaryIO, file), name)
+        try:
+            self._decoder = LibsndfileDecoder(cast(BinaryIO, file), name)
+        except soundfile.LibsndfileError as error:
+            raise file_error(name, f"not an audio file that libsndfile knows ({error.error_string})") from None
+        except OSError as error:
+            raise error if isinstance(error, AudioFileError) else file_error(name, error) from error
         file.start()
         self.sample_rate_hz, self.channels = self._decoder.sample_rate_hz, self._decoder.channels
         self.format, self.dtype = AudioFormat("WAV", self._decoder.format.subtype), self._decoder.dtype
@@ -84,7 +92,11 @@ class PipeReader:
                 yield wave
             if wave.shape[1] < wanted:
                 break
-        self._file.drain()
+
+    def drain(self) -> None:
+        """Takes what follows the sound, but for an excerpt's, so that its writer does not meet a closed pipe."""
+        if self._end == self._decoder.samples:
+            self._file.drain()
 
     def close(self) -> None:
         """Close the decoder; the pipe is the caller's."""
@@ -128,7 +140,10 @@ class ForwardFile(io.RawIOBase):
         count = len(part)
         # elsewhere libsndfile looks for what may follow the sound: nothing that counts
         while count < len(view) and self._position == self._taken:
-            if not (more := cast(io.RawIOBase, self._stream).readinto(view[count:])):
+            more = cast(io.RawIOBase, self._stream).readinto(view[count:])
+            if more is None:
+                raise BlockingIOError(errno.EAGAIN, "the pipe does not wait for more")
+            if not more:
                 break
             if not self._started:
                 self._head += view[count : count + more]
@@ -206,11 +221,17 @@ def _extent(head: bytes) -> SoundExtent | None:
 def _forward_file(head: bytes, stream: BinaryIO) -> ForwardFile | None:
     """The pipe as a file, if `head` says where its sound begins."""
     extent = _extent(head) if _READ_AS_IT_COMES.match(head) else None
-    if extent is None:
+    if extent is None or _format_tag(head) not in _WHOLE_SAMPLES:
         return None
     size = _ENDLESS if extent.promised is None else extent.promised
     closed = closed_header(io.BytesIO(head), dataclasses.replace(extent, available=size))
     return ForwardFile(closed + head[extent.start :], stream, len(closed) + size) if closed else None
+
+
+def _format_tag(head: bytes) -> int | None:
+    """What a WAV says that its samples are."""
+    found = re.search(rb"fmt .{4}(..)", head, re.DOTALL)
+    return struct.unpack("<H", found[1])[0] if found else None
 
 
 @contextmanager
@@ -334,7 +355,7 @@ class _UnrewoundFile(io.RawIOBase):
             if len(self._held) >= _HELD_BYTES:
                 self.release()
         else:
-            self._stream.write(data[max(0, self._end - start) :])
+            self._send(data[max(0, self._end - start) :])
         self._end = max(self._end, self._position)
         return len(data)
 
@@ -342,7 +363,14 @@ class _UnrewoundFile(io.RawIOBase):
         """Sends off what was held back, its length filled in; from now on nothing is."""
         held, self._held = self._held, None
         if held is not None:
-            self._stream.write(_announced(bytes(held), self._sound_bytes))
+            self._send(_announced(bytes(held), self._sound_bytes))
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            if not (count := self._stream.write(rest)):  # which may take less than all
+                raise BlockingIOError(errno.EAGAIN, "the pipe takes no more")
+            rest = rest[count:]
 
     def flush(self) -> None:
         if not self._stream.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, BinaryIO, Protocol, cast
@@ -74,7 +75,13 @@ class AudioReader:
         self._decoder: _Decoder | None = None
         self._position = 0
         try:
+            if stat.S_ISFIFO(os.stat(self.path).st_mode):  # opening one would wait for its writer
+                raise file_error(
+                    self.path, "is a pipe; `pyunetsep separate -` reads one, audio.spooled() makes a file of one"
+                )
             self._file = open(self.path, "rb")  # noqa: SIM115 - close() closes it
+        except AudioFileError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise file_error(self.path, error) from None
         try:

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import warnings
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, OutputExistsError
@@ -115,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
     from ..song_search import find_songs
 
     songs = find_songs([song for song in args.songs if song != "-"], recursive=args.recursive, besides=args.output)
+    if args.output == "-" and len(songs) > 1:
+        args.parser.error(f"-o - writes the stem of one SONG, found {len(songs)}")
+    if "-" in args.songs:
+        with suppress(AttributeError, OSError, ValueError):  # some shells and programs leave it in the other mode
+            os.set_blocking(sys.stdin.fileno(), True)
     separator = Separator.from_pretrained(
         args.model or DEFAULT_MODEL,
         device=args.device,
@@ -187,9 +192,13 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("-o - needs exactly one SONG and one --stem")
     if not args.output:
         args.parser.error("-o needs the name of a folder, got an empty one")
+    if to_stdout and (args.template or args.jobs or args.overwrite or args.skip_existing):
+        args.parser.error("--template, --jobs, --overwrite and --skip-existing are for stems in files, not for -o -")
     if args.latency is not None and not to_stdout:
         args.parser.error("--latency is for -o -, a stem that is written as it is made")
     arguments.check_excerpt(args)
+    if "-" in args.songs and sys.stdin is None:
+        args.parser.error("standard input is closed")
     if "-" in args.songs and sys.stdin.buffer.isatty():
         args.parser.error("standard input is a terminal; pipe a song into it")
     if to_stdout and sys.stdout.isatty():
@@ -251,6 +260,8 @@ class _ProgressBar(ProgressBar):
             elif sys.stderr.isatty():
                 written = [self.shown(path) for name, path in result.outputs.items() if name not in result.skipped]
                 speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s on the {self.device}"
+                if not result.outputs:
+                    written = ["standard output"]
                 self.say(f"{song}: {', '.join(written) or 'nothing to do'} ({speed})")
             if self.songs > 1:
                 self.shares = {thread: share for thread, share in self.shares.items() if share < 1}
