@@ -74,14 +74,11 @@ class AudioReader:
         self.path = os.fspath(path)
         self._decoder: _Decoder | None = None
         self._position = 0
+        if _is_pipe(self.path):  # opening one would wait for its writer
+            reads_one = "`pyunetsep separate -` reads one, audio.spooled() makes a file of one"
+            raise file_error(self.path, f"is a pipe; {reads_one}")
         try:
-            if stat.S_ISFIFO(os.stat(self.path).st_mode):  # opening one would wait for its writer
-                raise file_error(
-                    self.path, "is a pipe; `pyunetsep separate -` reads one, audio.spooled() makes a file of one"
-                )
             self._file = open(self.path, "rb")  # noqa: SIM115 - close() closes it
-        except AudioFileError:
-            raise
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise file_error(self.path, error) from None
         try:
@@ -146,6 +143,13 @@ class AudioReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):  # whoever opens it says why
+        return False
 
 
 def check_excerpt(start_s: float, duration_s: float | None) -> None:
