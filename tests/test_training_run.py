@@ -282,7 +282,7 @@ def test_an_average_of_a_model_is_where_another_run_starts(songs, cache, tmp_pat
 
 def test_what_is_held_out_is_not_learnt(songs, cache, tmp_path):
     result, said = train(songs, cache, tmp_path, validation=["song3"], test=["song[12]"])
-    assert "1 recordings" in said[-1] and "2 held out" in said[-1]
+    assert "recordings to train on: 1 (" in said[-1] and "held out: 2" in said[-1]
     info = pyunetsep.Separator.from_pretrained(result.model, device="cpu").info
     assert info.training_data == "1 recordings: song0"
 
