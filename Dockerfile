@@ -13,9 +13,11 @@ ARG TORCH=torch==2.13.0
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/pyunetsep
 ENV PATH=/opt/pyunetsep/bin:$PATH
-# PyTorch's own index: the one of PyPI brings gigabytes of CUDA libraries along
+# PyTorch has an index of builds for CPUs alone, which its installation page names: --build-arg TORCH_INDEX=. Without it
+# gigabytes of CUDA libraries come along.
+ARG TORCH_INDEX=
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "$TORCH"
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
 # what .dockerignore lets through
 COPY . /source
 RUN PYUNETSEP_CUDA=OFF pip install --no-cache-dir '/source[av]'

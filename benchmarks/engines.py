@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pyunetsep.export import folded as folded_in_float64
 from pyunetsep.unet import UNet
 
 Engine = Callable[[Tensor], Tensor]
@@ -32,15 +32,7 @@ def missing(name: str) -> list[str]:
 
 def folded(network: UNet) -> UNet:
     """A copy whose batch norms are part of the convolutions, wherever one directly follows the other."""
-    network = copy.deepcopy(network).eval()
-    for block in network.encoder:
-        if block.norm is not None and not block.raw_skip:
-            block.conv, block.norm = fuse_conv_bn_eval(block.conv, block.norm), nn.Identity()
-    for block in network.decoder:
-        if block.norm is not None and block.norm_first:
-            transpose = isinstance(block.conv, nn.ConvTranspose2d)
-            block.conv, block.norm = fuse_conv_bn_eval(block.conv, block.norm, transpose), nn.Identity()
-    return network
+    return folded_in_float64(network).float()
 
 
 def transposed(network: UNet) -> UNet:

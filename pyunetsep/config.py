@@ -12,7 +12,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -208,6 +208,17 @@ class ModelConfig(Checked):
             raise ValueError("ModelConfig: a patch of more than 2**24 magnitudes is not supported")
         check_bounds(self, "mask_power", 0.1, 10.0)
         check_bounds(self, "mask_epsilon", 1e-30, 1.0)
+
+    def chosen_stems(self, stem: str | Sequence[str] | None) -> list[str]:
+        """The stems that a caller means by one name, several, or None for all, in the model's order.
+
+        Raises:
+            ValueError: one that the model has not, or none.
+        """
+        names = list(self.stems) if stem is None else [stem] if isinstance(stem, str) else list(stem)
+        if not names or any(name not in self.stems for name in names):
+            raise ValueError(f"stem must be of {', '.join(self.stems)}; got {stem!r}")
+        return [name for name in self.stems if name in names]
 
 
 @dataclass(frozen=True, kw_only=True)

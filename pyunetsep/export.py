@@ -100,7 +100,7 @@ def export_onnx(
         raise ValueError("output must name a file or a folder, got an empty name")
     _check_opset(opset)
     checkpoint = model if isinstance(model, Checkpoint) else models.load(model, offline=offline)
-    targets = _targets(Path(output).expanduser(), _chosen(checkpoint.config.stems, stem), overwrite=overwrite)
+    targets = _targets(Path(output).expanduser(), checkpoint.config.chosen_stems(stem), overwrite=overwrite)
     made, contents = [], {}
     for name, target in targets.items():
         network = copy.deepcopy(checkpoint.networks[name]).cpu().float().eval()
@@ -125,13 +125,6 @@ def _check_opset(opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, int) or not OPSET <= opset <= newest:
         raise ValueError(f"opset must be a whole number from {OPSET} to {newest}, the installed onnx's, got {opset!r}")
-
-
-def _chosen(stems: Sequence[str], stem: str | Sequence[str] | None) -> list[str]:
-    names = list(stems) if stem is None else [stem] if isinstance(stem, str) else list(stem)
-    if not names or not set(names) <= set(stems):
-        raise ValueError(f"stem must be of {', '.join(stems)}; got {stem!r}")
-    return [name for name in stems if name in names]
 
 
 def _targets(output: Path, stems: list[str], *, overwrite: bool) -> dict[str, Path]:
@@ -189,7 +182,7 @@ def _graph(network: UNet, config: ModelConfig, dtype: torch.dtype, opset: int) -
     """The network as ONNX: batch and frames are free, and nothing tells of the machine it was made on."""
     import onnx
 
-    rounded = _folded(network).to(dtype)
+    rounded = folded(network).to(dtype)
     _check_weights(rounded)
     stride = config.unet.stride
     example = torch.zeros(2, config.unet.input_channels, config.spectrogram.bins, 2 * stride)
@@ -217,12 +210,12 @@ def _graph(network: UNet, config: ModelConfig, dtype: torch.dtype, opset: int) -
 
 
 @torch.no_grad()
-def _folded(network: UNet) -> UNet:
+def folded(network: UNet) -> UNet:
     """A copy in float64 without the statistics of batch norms, whose variances may be beyond float16.
 
     A norm that alone reads a convolution's output becomes part of it; of the others mean, scale and shift are left.
     """
-    network = copy.deepcopy(network).double()
+    network = copy.deepcopy(network).double().eval()
     for encoder_block in network.encoder_blocks:
         _fold_norm(encoder_block, into_conv=not encoder_block.raw_skip)
     for decoder_block in network.decoder_blocks:

@@ -108,7 +108,7 @@ def check_picture(path: StrPath, *, overwrite: bool = True) -> None:
         ImportError: matplotlib is missing. ValueError: the extension is none of `FORMATS`. AudioFileError: no such
         folder, or `path` is one. OutputExistsError: `path` exists and may not be replaced.
     """
-    _figure_class()
+    figure_class()
     path = Path(path)
     if path.suffix[1:].lower() not in FORMATS:
         raise ValueError(f"{path}: pictures can be {', '.join(FORMATS)}; the name's extension chooses")
@@ -149,7 +149,7 @@ def draw_picture(mixture: Spectrogram, stems: Mapping[str, Spectrogram], path: S
     first = next(iter(stems))
     mask = ops.ratio_mask(torch.stack([magnitudes[name] for name in stems]))[0]
 
-    figure = _figure_class()(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DPI, layout="constrained")
+    figure = figure_class()(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DPI, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     frequencies = np.fft.rfftfreq(N_FFT, 1 / mixture.sample_rate_hz) / 1000
     times = np.linspace(0, mixture.samples / mixture.sample_rate_hz, mixture.columns)
@@ -186,7 +186,7 @@ def draw_strip(song: Spectrogram, mixture: Spectrogram, path: StrPath) -> None:
 
     Rows go from `LOWEST_KHZ` at the bottom to `HIGHEST_KHZ`, or half the sample rate. Levels are as in `draw_picture`.
     """
-    _figure_class()
+    figure_class()
     from matplotlib import colormaps, image
 
     highest_khz = min(HIGHEST_KHZ, song.sample_rate_hz / 2000)
@@ -216,7 +216,12 @@ def _write(path: StrPath, save: Callable[[BinaryIO], object]) -> None:
         raise file_error(os.fspath(path), error) from None
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """matplotlib's Figure.
+
+    Raises:
+        ImportError: it is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

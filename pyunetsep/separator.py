@@ -176,7 +176,7 @@ class Separator:
         """Separates an array; arguments, result and errors are those of `pyunetsep.separate`."""
         layout = ArrayLayout(audio)
         rate_hz = _checked_rate(sample_rate)
-        stems = self._stems(stem)
+        stems = self.model.chosen_stems(stem)
         songs: list[_ArraySong] = []
 
         def started() -> Iterator[tuple[_Run, _ArraySong, dict[str, Fetched]]]:
@@ -236,7 +236,7 @@ class Separator:
         if overwrite and skip_existing:
             raise ValueError("overwrite and skip_existing exclude each other")
         naming = OutputTemplate(template)
-        run = _Run(self, self._stems(stem), self._config(exact), sanitize, progress, cancel)
+        run = _Run(self, self.model.chosen_stems(stem), self._config(exact), sanitize, progress, cancel)
         run = dataclasses.replace(run, first_s=start_s, name=f"{os.fspath(path)}: ")
 
         def reader() -> AudioReader:
@@ -291,7 +291,7 @@ class Separator:
             self._config(exact),
             _checked_rate(sample_rate),
             _checked_channels(channels),
-            self._stems(stem),
+            self.model.chosen_stems(stem),
             latency_s=latency_s,
             sanitize=sanitize,
         )
@@ -331,7 +331,8 @@ class Separator:
             BrokenPipeError: nobody reads `sink`.
         """
         started = time.monotonic()
-        run = _Run(self, self._stems(stem), self._config(exact), sanitize, progress, cancel, first_s=start_s)
+        stems = self.model.chosen_stems(stem)
+        run = _Run(self, stems, self._config(exact), sanitize, progress, cancel, first_s=start_s)
         with ExitStack() as stack:
             song = stack.enter_context(self._opened(source, start_s, duration_s))
             _check_song(song)
@@ -405,7 +406,7 @@ class Separator:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise ValueError(f"workers must be a whole number from 1 on, got {workers!r}")
         paths = list(paths)
-        check_batch(paths, output_dir, OutputTemplate(template), self._stems(options.get("stem")))
+        check_batch(paths, output_dir, OutputTemplate(template), self.model.chosen_stems(options.get("stem")))
         cancel = options.pop("cancel", None)
 
         def separated(path: StrPath, stop: threading.Event | None) -> FileResult:
@@ -477,13 +478,6 @@ class Separator:
     def _ahead(self) -> int:
         """How many blocks are begun before one is waited for."""
         return 1 if self.device.type == "cuda" else 0
-
-    def _stems(self, stem: Stem) -> list[str]:
-        names = list(self.model.stems) if stem is None else [stem] if isinstance(stem, str) else list(stem)
-        unknown = [name for name in names if name not in self.model.stems]
-        if unknown or not names:
-            raise ValueError(f"stem must be of {', '.join(self.model.stems)}; got {stem!r}")
-        return [name for name in self.model.stems if name in names]
 
     def _config(self, exact: bool) -> SeparatorConfig:
         if not exact:

@@ -54,11 +54,6 @@ def song_name(path: StrPath) -> str:
     return name if name.strip(".") else "_"
 
 
-def song_folder(output_dir: StrPath, path: StrPath) -> Path:
-    """Where stems go by default, if songs are named one by one."""
-    return Path(output_dir) / song_name(path)
-
-
 class OutputTemplate:
     """Where stems go within the output folder, such as "{folder}/{name}/{stem}.{ext}".
 

@@ -19,13 +19,12 @@ import torch
 
 from pyunetsep import AudioFileError, Cancelled, OutputExistsError, Separator
 from pyunetsep.audio import AudioFormat
-from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
 from pyunetsep.song_files import OutputTemplate, Song
 from pyunetsep.song_search import find_songs
 from pyunetsep.stream import StemStream
 from pyunetsep.workers import in_threads
-from tests.tiny import checkpoint, noise
+from tests.tiny import checkpoint, noise, write_model
 
 RATE = 8_000
 
@@ -62,10 +61,7 @@ def separator():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tiny = checkpoint()
-    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, tiny.info)
-    return path
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 def contents(folder):

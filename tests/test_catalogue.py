@@ -22,11 +22,11 @@ from pyunetsep import DataError, DeviceError, OutputExistsError, Separator
 from pyunetsep.catalogue import cluster, run, worker
 from pyunetsep.catalogue.cluster import Node, Pool, shared_out
 from pyunetsep.catalogue.manifest import Journal, Record
-from pyunetsep.checkpoint import Checkpoint, save_checkpoint
+from pyunetsep.checkpoint import Checkpoint
 from pyunetsep.cli import main
 from pyunetsep.config import SeparatorConfig
 from pyunetsep.song_files import Song
-from tests.tiny import INFO, SPLEETER_LIKE, checkpoint, noise
+from tests.tiny import checkpoint, noise, write_model
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is missing: pip install 'pyunetsep[ray]'")
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="whom to kill is read from Linux's /proc")
@@ -37,10 +37,7 @@ LONG_S = 600.0  # of noise: takes the tiny model a second, long enough to be cau
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tiny = checkpoint(SPLEETER_LIKE)
-    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
-    return path
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

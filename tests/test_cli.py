@@ -18,17 +18,13 @@ import pytest
 import soundfile
 
 from pyunetsep import _C, config, models
-from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
-from tests.tiny import INFO, JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
+from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, noise, write_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tiny = checkpoint(SPLEETER_LIKE)
-    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
-    return path
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture

@@ -20,10 +20,9 @@ import pytest
 import soundfile
 
 from pyunetsep import AudioFileError, Cancelled, Separator
-from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
 from pyunetsep.demo import DemoServer, Limits, Studio
-from tests.tiny import INFO, SPLEETER_LIKE, checkpoint, noise
+from tests.tiny import SPLEETER_LIKE, checkpoint, noise, write_model
 
 RATE_HZ = 8_000
 SECONDS = 60
@@ -482,9 +481,7 @@ def test_usage_errors(demo, arguments, message):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_its_files(gradio, tmp_path, number):
-    tiny = checkpoint(SPLEETER_LIKE)
-    model = tmp_path / "tiny.safetensors"
-    save_checkpoint(model, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
+    model = write_model(tmp_path / "tiny.safetensors")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     process = subprocess.Popen(

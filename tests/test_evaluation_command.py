@@ -9,23 +9,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyunetsep.checkpoint import save_checkpoint, tensor_digest
+from pyunetsep.checkpoint import tensor_digest
 from pyunetsep.cli import main
 from pyunetsep.errors import DataError, OutputExistsError
 from pyunetsep.evaluation import ScoringOptions, evaluate, run, table
 from pyunetsep.evaluation.estimators import MixtureAsEstimate
 from pyunetsep.separator import Separator
-from tests.tiny import INFO, JANSSON_LIKE, SPLEETER_LIKE, checkpoint
+from tests.tiny import JANSSON_LIKE, write_model
 
 STEMS = ("vocals", "accompaniment")
 RATE_HZ = 4000
 QUICK = ScoringOptions(metrics=("sdr",))
-
-
-def save(path, config=SPLEETER_LIKE):
-    tiny = checkpoint(config)
-    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
-    return path
 
 
 def write_song(folder, seed=0, channels=2, seconds=3, rate_hz=RATE_HZ, **waves):
@@ -49,7 +43,7 @@ def songs(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    return save(tmp_path / "tiny.safetensors")
+    return write_model(tmp_path / "tiny.safetensors")
 
 
 @pytest.fixture
@@ -376,7 +370,7 @@ def test_a_full_disk_stops_the_run(resumed, songs, monkeypatch):
 def test_a_retrained_model_is_another_one(songs, model, tmp_path):
     results = tmp_path / "scores.json"
     evaluate([songs], [str(model)], options=QUICK, results=results, device="cpu")
-    save(model, JANSSON_LIKE)
+    write_model(model, JANSSON_LIKE)
     with pytest.raises(OutputExistsError, match="another model"):
         evaluate([songs], [str(model)], options=QUICK, results=results, device="cpu")
 

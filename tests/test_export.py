@@ -17,10 +17,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pyunetsep import Separator, UNet, export, export_onnx
-from pyunetsep.checkpoint import Checkpoint, save_checkpoint
+from pyunetsep.checkpoint import Checkpoint
 from pyunetsep.cli import main
 from pyunetsep.errors import CheckpointError, OutputExistsError, UnknownModelError
-from tests.tiny import INFO, JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
+from tests.tiny import INFO, JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise, write_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -238,14 +238,14 @@ def test_weights_that_one_file_cannot_hold(tmp_path, monkeypatch):
 
 
 def test_a_file_that_computes_something_else_gets_no_name(tmp_path, monkeypatch):
-    folded = export._folded
+    folded = export.folded
 
     def damaged(network: UNet) -> UNet:
         network = folded(network)
         network.encoder_blocks[0].conv.weight.data *= 1.05
         return network
 
-    monkeypatch.setattr(export, "_folded", damaged)
+    monkeypatch.setattr(export, "folded", damaged)
     with pytest.raises(
         CheckpointError, match=r"x.onnx: ONNX Runtime .* computes other masks than PyTorch: they differ"
     ):
@@ -295,10 +295,7 @@ def test_an_unknown_model(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    tiny = checkpoint(SPLEETER_LIKE)
-    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
-    return str(path)
+    return str(write_model(tmp_path / "tiny.safetensors"))
 
 
 def test_the_command_writes_and_says_how_close_it_is(model, tmp_path, capsys):

@@ -10,7 +10,6 @@ import soundfile
 import torch
 
 from pyunetsep import AudioFileError, OutputExistsError
-from pyunetsep.checkpoint import save_checkpoint
 from pyunetsep.cli import main
 from pyunetsep.plot import (
     COLUMNS,
@@ -23,7 +22,7 @@ from pyunetsep.plot import (
     plot_stems,
     read_spectrogram,
 )
-from tests.tiny import INFO, SPLEETER_LIKE, checkpoint, noise
+from tests.tiny import noise, write_model
 
 RATE_HZ = 8_000
 
@@ -194,10 +193,7 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tiny = checkpoint(SPLEETER_LIKE)
-    save_checkpoint(path, tiny.config, {stem: net.state_dict() for stem, net in tiny.networks.items()}, INFO)
-    return path
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Models of both families, small enough to run in milliseconds, with random weights."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
 
-from pyunetsep.checkpoint import Checkpoint, ModelInfo
+from pyunetsep.checkpoint import Checkpoint, ModelInfo, save_checkpoint
 from pyunetsep.config import JANSSON2017, SPLEETER, ModelConfig
 from pyunetsep.unet import UNet
 
@@ -36,6 +37,13 @@ def checkpoint(config: ModelConfig = SPLEETER_LIKE) -> Checkpoint:
                 torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
         networks[stem] = network.eval().requires_grad_(False)
     return Checkpoint(config, INFO, networks)
+
+
+def write_model(path: Path, config: ModelConfig = SPLEETER_LIKE) -> Path:
+    """`checkpoint` as a file."""
+    tiny = checkpoint(config)
+    save_checkpoint(path, config, {stem: network.state_dict() for stem, network in tiny.networks.items()}, tiny.info)
+    return path
 
 
 def noise(channels: int, samples: int, seed: int = 0) -> torch.Tensor:

@@ -86,15 +86,10 @@ class GuardedFile:
         self._error = self._error or error
 
 
-class SplicedFile(io.RawIOBase):
-    """`file` with its first `skip` bytes replaced by `head`, without a copy of the rest."""
+class PositionedFile(io.RawIOBase):
+    """What stands in for a file that has a position: `seek` moves that alone."""
 
-    def __init__(self, file: BinaryIO, head: bytes, skip: int) -> None:
-        self._file, self._head, self._skip = file, head, skip
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
+    _position = 0
 
     def seekable(self) -> bool:
         return True
@@ -106,9 +101,26 @@ class SplicedFile(io.RawIOBase):
         if whence == os.SEEK_CUR:
             offset += self._position
         elif whence == os.SEEK_END:
-            offset += self._file.seek(0, os.SEEK_END) - self._skip + len(self._head)
+            offset += self.size()
         self._position = offset
         return offset
+
+    def size(self) -> int:
+        """Where the end is."""
+        raise NotImplementedError
+
+
+class SplicedFile(PositionedFile):
+    """`file` with its first `skip` bytes replaced by `head`, without a copy of the rest."""
+
+    def __init__(self, file: BinaryIO, head: bytes, skip: int) -> None:
+        self._file, self._head, self._skip = file, head, skip
+
+    def readable(self) -> bool:
+        return True
+
+    def size(self) -> int:
+        return self._file.seek(0, os.SEEK_END) - self._skip + len(self._head)
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)

@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..errors import AudioFileError, AudioFormatError, PyunetsepError, TruncatedAudioError
+from ..errors import AudioFileError, AudioFormatError, PyunetsepError
 from .encoding import Encoder
-from .files import file_error
+from .files import PositionedFile, file_error
 from .formats import SAMPLE_BYTES, AudioFormat, check_format
 from .headers import SoundExtent, closed_header, sound_extent
 from .libsndfile import soundfile
-from .reading import AudioReader, LibsndfileDecoder, check_excerpt
+from .reading import AudioReader, LibsndfileDecoder, check_excerpt, cut_off
 
 _HEAD_BYTES = 1 << 16  # that may come before the sound
 _ENDLESS = 1 << 50  # bytes; what a header without a length is taken to promise
@@ -85,9 +85,7 @@ class PipeReader:
             wave = self._decoder.read(wanted)
             position += wave.shape[1]
             if wave.shape[1] < wanted and self.samples is not None:
-                raise TruncatedAudioError(
-                    f"{self.path}: cut off: its header promises {self._decoder.samples} samples, {position} are there"
-                )
+                raise cut_off(self.path, f"{self._decoder.samples} samples", str(position))
             if wave.shape[1]:
                 yield wave
             if wave.shape[1] < wanted:
@@ -107,7 +105,7 @@ class PipeReader:
         return ValueError(f"start_s: got {start_s:g}, but {self.path} ends at {end_s:g} s")
 
 
-class ForwardFile(io.RawIOBase):
+class ForwardFile(PositionedFile):
     """A pipe as a file that libsndfile can open: `head` first, then the pipe, to an end that is only pretended.
 
     What is read before `start` is kept, for whoever looks at the beginning more than once.
@@ -116,20 +114,13 @@ class ForwardFile(io.RawIOBase):
     def __init__(self, head: bytes, stream: BinaryIO, size: int) -> None:
         self._head, self._stream, self._size = head, stream, size
         self._started = False
-        self._position, self._taken = 0, len(head)  # where libsndfile is, and the pipe
+        self._taken = len(head)  # where the pipe is; libsndfile may be elsewhere
 
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
+    def size(self) -> int:
+        return self._size
 
     def readinto(self, buffer: Any) -> int:
         """Fills the buffer, unless the pipe ends: libsndfile drops what is less than a sample."""
@@ -215,12 +206,13 @@ def _head(stream: BinaryIO) -> bytes:
 
 
 def _extent(head: bytes) -> SoundExtent | None:
-    return sound_extent(io.BytesIO(head))
+    """Where the sound of a WAV begins, if it says so by now; None for other files."""
+    return sound_extent(io.BytesIO(head)) if _READ_AS_IT_COMES.match(head) else None
 
 
 def _forward_file(head: bytes, stream: BinaryIO) -> ForwardFile | None:
     """The pipe as a file, if `head` says where its sound begins."""
-    extent = _extent(head) if _READ_AS_IT_COMES.match(head) else None
+    extent = _extent(head)
     if extent is None or _format_tag(head) not in _WHOLE_SAMPLES:
         return None
     size = _ENDLESS if extent.promised is None else extent.promised
@@ -323,7 +315,7 @@ class PipeWriter:
         self._encoder.abandon()
 
 
-class _UnrewoundFile(io.RawIOBase):
+class _UnrewoundFile(PositionedFile):
     """A pipe as a file in which libsndfile can go back: what it writes there again is dropped.
 
     That is what its encoders know at the end alone: lengths and peaks. They can be read as well without.
@@ -333,20 +325,13 @@ class _UnrewoundFile(io.RawIOBase):
         """`sound_bytes` that a WAV shall announce; None: all up to the end."""
         self._stream, self._sound_bytes = stream, sound_bytes
         self._held: bytearray | None = bytearray()
-        self._position = self._end = 0
+        self._end = 0
 
     def writable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (0, self._position, self._end)[whence]
-        return self._position
+    def size(self) -> int:
+        return self._end
 
     def write(self, data: Any) -> int:
         start, self._position = self._position, self._position + len(data)
@@ -379,7 +364,7 @@ class _UnrewoundFile(io.RawIOBase):
 
 def _announced(head: bytes, sound_bytes: int | None) -> bytes:
     """The beginning of a file; the header of a WAV with the length of a sound of so many bytes. None: unknown."""
-    extent = _extent(head) if _READ_AS_IT_COMES.match(head) else None
+    extent = _extent(head)
     if extent is None:
         return head
     announced, unknown = bytearray(head), 0xFFFFFFFF

@@ -116,9 +116,7 @@ class AudioReader:
         missing = wanted - wave.shape[1]
         if missing > self._decoder.surplus:
             promised, there = self._decoder.samples, self._start + self._position + wave.shape[1]
-            raise TruncatedAudioError(
-                f"{self.path}: cut off: its header promises {promised} samples, {there} are there"
-            )
+            raise cut_off(self.path, f"{promised} samples", str(there))
         if missing:
             wave = np.pad(wave, ((0, 0), (0, missing)))
         self._position += wanted
@@ -143,6 +141,11 @@ class AudioReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cut_off(path: str, promised: str, there: str) -> TruncatedAudioError:
+    """The error of a file that has less than its header promises; both with their unit, but that of `there`."""
+    return TruncatedAudioError(f"{path}: cut off: its header promises {promised}, {there} are there")
 
 
 def _is_pipe(path: str) -> bool:
@@ -220,7 +223,7 @@ class LibsndfileDecoder:
         except soundfile.LibsndfileError:
             self._guard.check()
             if extent is not None and cut_chunk:
-                raise self._truncated(f"{extent.promised} bytes of sound", str(extent.available)) from None
+                raise cut_off(self._path, f"{extent.promised} bytes of sound", str(extent.available)) from None
             if cut_ogg:
                 raise TruncatedAudioError(f"{path}: cut off within its first Ogg pages") from None
             raise
@@ -234,8 +237,8 @@ class LibsndfileDecoder:
             if extent is not None and extent.promised is not None and cut_chunk:
                 frame_bytes = SAMPLE_BYTES.get(self.format.subtype, 0) * self.channels
                 if frame_bytes:
-                    raise self._truncated(f"{extent.promised // frame_bytes} samples", str(frames))
-                raise self._truncated(f"{extent.promised} bytes of sound", str(extent.available))
+                    raise cut_off(self._path, f"{extent.promised // frame_bytes} samples", str(frames))
+                raise cut_off(self._path, f"{extent.promised} bytes of sound", str(extent.available))
             if self.format.container == "OGG" and cut_ogg:
                 raise TruncatedAudioError(f"{path}: cut off within an Ogg page, after {frames} samples")
             if self.format.container == "MP3" and mp3 is not None:
@@ -243,7 +246,7 @@ class LibsndfileDecoder:
                     self.samples = None  # libsndfile guesses
                 elif mp3.promised is not None:
                     if mp3.promised > mp3.available:
-                        raise self._truncated(f"{frames} samples in {mp3.promised} bytes", f"{mp3.available} bytes")
+                        raise cut_off(self._path, f"{frames} samples in {mp3.promised} bytes", f"{mp3.available} bytes")
                     self.surplus = 2 * 1152  # all is there, but some encoders count the header frame too
             self._guard.reached_end = False  # while opening it
         except BaseException:
@@ -273,7 +276,7 @@ class LibsndfileDecoder:
             raise file_error(self._path, error) from error
         self._position += done
         if self.format.container in _ENDLESS and self._guard.reached_end:
-            raise self._truncated(f"{self.samples} samples", f"fewer than {self._position}")
+            raise cut_off(self._path, f"{self.samples} samples", f"fewer than {self._position}")
         return np.ascontiguousarray(waves[:done].T)
 
     def skip(self, samples: int) -> None:
@@ -289,9 +292,6 @@ class LibsndfileDecoder:
 
     def close(self) -> None:
         self._file.close()
-
-    def _truncated(self, promised: str, there: str) -> TruncatedAudioError:
-        return TruncatedAudioError(f"{self._path}: cut off: its header promises {promised}, {there} are there")
 
 
 class _NotAudio(Exception):
@@ -365,9 +365,7 @@ class _AvDecoder:
             promised, there, unit = container.duration / 1e6, end_s, "seconds"
             tolerance = max(1.0, 0.01 * promised)  # muxers round, or count a last frame that is not there
         if there < promised - tolerance:
-            raise TruncatedAudioError(
-                f"{self._path}: cut off: its header promises {promised:.10g} {unit}, {there:.10g} are there"
-            )
+            raise cut_off(self._path, f"{promised:.10g} {unit}", f"{there:.10g}")
 
     def read(self, samples: int) -> np.ndarray:
         while self._queue.samples < samples:

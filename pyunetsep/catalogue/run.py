@@ -14,7 +14,7 @@ from .. import models
 from ..checkpoint import Checkpoint
 from ..config import SeparatorConfig
 from ..errors import DeviceError, OutputExistsError
-from ..separator import DEFAULT_MODEL, Separator
+from ..separator import DEFAULT_MODEL
 from ..song_files import OutputTemplate, Song, StrPath, check_batch
 from .cluster import Pool, connected, imported, nodes, quiet_execution, shared_out
 from .manifest import (
@@ -102,7 +102,7 @@ def separate(
     if results.resolve() == manifest.resolve():
         raise OutputExistsError(f"{results}: is the manifest of songs; that of stems needs another name")
     checkpoint = models.load(model, offline=offline)
-    stems = _stems(checkpoint, options.get("stem"))
+    stems = checkpoint.config.chosen_stems(options.get("stem"))
     table, songs = read_songs(manifest, stems)
     check_batch(songs, root, OutputTemplate(NAMING), stems)
 
@@ -137,13 +137,6 @@ def separate(
     written = write_results(results, table, [records[index] for index in range(len(songs))], stems)
     journal.remove()
     return written
-
-
-def _stems(checkpoint: Checkpoint, stem: str | Sequence[str] | None) -> list[str]:
-    """The stems that are asked for, in the model's order."""
-    Separator(checkpoint, device="cpu").separate_files([], stem=stem)  # refuses those that there are not
-    wanted = [stem] if isinstance(stem, str) else stem
-    return [name for name in checkpoint.config.stems if wanted is None or name in wanted]
 
 
 def _separated(

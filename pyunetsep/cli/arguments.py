@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..config import SeparatorConfig
     from ..separator import Separator
+
+FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 
 # what messages of the Python API call the options -> what the user calls them
 FLAGS = {
@@ -35,6 +38,20 @@ def add_model(parser: argparse.ArgumentParser, devices: str = "auto, cpu, cuda o
     parser.add_argument("--offline", action="store_true", help="never download a model")
 
 
+def add_stem(parser: argparse.ArgumentParser) -> None:
+    """-s, which may come several times."""
+    parser.add_argument(
+        "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
+    )
+
+
+def add_format(parser: argparse.ArgumentParser, default: str) -> None:
+    """-f; `default` is whose format stems have without it."""
+    parser.add_argument(
+        "-f", "--format", type=str.lower, choices=FORMATS, help=f"container of the stems (default: {default})"
+    )
+
+
 def add_excerpt(parser: argparse.ArgumentParser, verb: str) -> None:
     """--start and --duration, of which the latter must not be 0: see `check_excerpt`."""
     parser.add_argument("--start", type=seconds, default=0.0, metavar="TIME", help="skip so much: seconds or m:ss")
@@ -48,10 +65,12 @@ def check_excerpt(args: argparse.Namespace) -> None:
         args.parser.error("--duration must be above 0")
 
 
-def separator(args: argparse.Namespace) -> Separator:
+def separator(args: argparse.Namespace, config: SeparatorConfig | None = None) -> Separator:
     from ..separator import DEFAULT_MODEL, Separator
 
-    return Separator.from_pretrained(args.model or DEFAULT_MODEL, device=args.device, offline=args.offline)
+    return Separator.from_pretrained(
+        args.model or DEFAULT_MODEL, device=args.device, config=config, offline=args.offline
+    )
 
 
 def seconds(text: str) -> float:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from . import arguments
 from .exit_codes import DONE, SOME_FAILED
 from .progress import ProgressBar
-from .separate import FORMATS
 
 if TYPE_CHECKING:
     from ..catalogue import Record
@@ -46,12 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--manifest", metavar="FILE", help="manifest of stems: .csv or .parquet (default: DIR/manifest.parquet)"
     )
     arguments.add_model(parser, devices="auto, which takes GPUs where there are any, cpu or cuda")
-    parser.add_argument(
-        "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
-    )
-    parser.add_argument(
-        "-f", "--format", type=str.lower, choices=FORMATS, help="container of the stems (default: the song's)"
-    )
+    arguments.add_stem(parser)
+    arguments.add_format(parser, "the song's")
     parser.add_argument("--overwrite", action="store_true", help="make all stems anew, also those that exist")
     cluster = parser.add_argument_group("the cluster")
     cluster.add_argument(
@@ -108,8 +103,7 @@ class _ProgressBar(ProgressBar):
                 bar_format="separating: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} songs, {remaining} left",
             )
         if record.error is not None:
-            named = record.error.startswith(record.path)
-            self.say(f"pyunetsep: error: {record.error if named else f'{record.path}: {record.error}'}")
+            self.say_error(record.path, record.error)
         elif record.attempts is not None and record.attempts > 1 and not record.skipped:
             self.say(f"pyunetsep: warning: {record.path}: done at attempt {record.attempts}, a worker died before")
         self.reach(done)

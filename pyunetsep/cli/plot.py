@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import arguments
 from .exit_codes import DONE
-from .progress import ProgressBar
+from .progress import SongBar
 
 EXAMPLES = """examples:
   pyunetsep plot song.mp3
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with (
         arguments.flags_in_messages(),
         tempfile.TemporaryDirectory(prefix="pyunetsep-") as folder,
-        closing(_ProgressBar()) as bar,
+        closing(SongBar()) as bar,
     ):
         check_picture(picture, overwrite=args.overwrite)
         if picture.exists() and os.path.exists(args.song) and os.path.samefile(picture, args.song):
@@ -78,13 +78,3 @@ def run(args: argparse.Namespace) -> int:
         column_s = result.duration_s / mixture.columns
         print(f"{picture}: {title}, a column of the picture for each {column_s:.2f} s", file=sys.stderr)
     return DONE
-
-
-class _ProgressBar(ProgressBar):
-    def show(self, done_s: float, total_s: float) -> None:
-        if self.bar is None:
-            self.begin(
-                total=round(total_s, 1),
-                bar_format="separating: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left",
-            )
-        self.reach(done_s)

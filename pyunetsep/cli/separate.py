@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import threading
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DeviceError, OutputExistsError
 from . import arguments
 from .exit_codes import DONE, SOME_FAILED
-from .progress import ProgressBar
+from .progress import SongBar
 
 if TYPE_CHECKING:
     from ..separator import FileResult
 
-FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 EXAMPLES = """examples:
@@ -68,17 +66,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "folder that was given)",
     )
     arguments.add_model(parser)
-    parser.add_argument(
-        "-s", "--stem", action="append", metavar="STEM", help="write only this stem (may be given again; default: all)"
-    )
+    arguments.add_stem(parser)
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="of the networks on a GPU (default: float16, with --exact float32); a CPU computes in float32",
     )
-    parser.add_argument(
-        "-f", "--format", type=str.lower, choices=FORMATS, help="container of the stems (default: the input's)"
-    )
+    arguments.add_format(parser, "the input's")
     parser.add_argument(
         "--subtype", type=str.upper, help="sample type of the stems: PCM_16, PCM_24, FLOAT, ... (default: the input's)"
     )
@@ -110,7 +104,6 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import audio
     from ..config import SeparatorConfig
-    from ..separator import DEFAULT_MODEL, Separator
     from ..song_files import FileResult, OutputTemplate
     from ..song_search import find_songs
 
@@ -120,12 +113,7 @@ def run(args: argparse.Namespace) -> int:
     if "-" in args.songs:
         with suppress(AttributeError, OSError, ValueError):  # some shells and programs leave it in the other mode
             os.set_blocking(sys.stdin.fileno(), True)
-    separator = Separator.from_pretrained(
-        args.model or DEFAULT_MODEL,
-        device=args.device,
-        config=SeparatorConfig(precision=args.precision),
-        offline=args.offline,
-    )
+    separator = arguments.separator(args, SeparatorConfig(precision=args.precision))
     options = {
         "container": args.format,
         "subtype": args.subtype,
@@ -220,7 +208,7 @@ class _Names:
         return message
 
 
-class _ProgressBar(ProgressBar):
+class _ProgressBar(SongBar):
     """A song's seconds, or of several the songs, on a terminal, and a line when one is done; in a pipe only errors."""
 
     def __init__(self, songs: int, device: str, shown: _Names) -> None:
@@ -237,16 +225,7 @@ class _ProgressBar(ProgressBar):
                 self.shares[threading.get_ident()] = done_s / total_s
                 self._show_songs()
                 return
-            if self.bar is None:
-                known = math.isfinite(total_s)
-                self.begin(
-                    total=round(total_s, 1) if known else None,
-                    desc="separating",
-                    bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left"
-                    if known
-                    else "{desc}: {n:.0f} s in {elapsed}",
-                )
-            self.reach(done_s)
+            super().show(done_s, total_s)
 
     def finish(self, result: FileResult) -> None:
         with self.lock:
@@ -255,8 +234,7 @@ class _ProgressBar(ProgressBar):
             self.finished += 1
             song = self.shown(result.path)
             if result.error is not None:
-                message = self.shown(result.error)
-                self.say(f"pyunetsep: error: {message if message.startswith(song) else f'{song}: {message}'}")
+                self.say_error(song, self.shown(result.error))
             elif sys.stderr.isatty():
                 written = [self.shown(path) for name, path in result.outputs.items() if name not in result.skipped]
                 speed = f"{result.duration_s:.1f} s of audio in {result.elapsed_s:.1f} s on the {self.device}"
@@ -271,8 +249,7 @@ class _ProgressBar(ProgressBar):
         if self.bar is None:
             self.begin(
                 total=self.songs,
-                desc="separating",
-                bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} songs, {remaining} left",
+                bar_format="separating: {percentage:3.0f}% |{bar}| {n:.1f} of {total} songs, {remaining} left",
             )
         self.reach(min(self.songs, self.finished + sum(share for share in self.shares.values() if share < 1)))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..audio.files import file_error
 from ..data import STEMS
+from ..plot import figure_class
 from ..song_files import StrPath
 from .aggregates import box_values
 
@@ -25,7 +26,7 @@ def check_plot(path: StrPath) -> None:
     Raises:
         ImportError: matplotlib is missing. ValueError: it does not know the extension. AudioFileError: no such folder.
     """
-    figure = _figure_class()()
+    figure = figure_class()()
     known = figure.canvas.get_supported_filetypes()
     path = Path(path)
     if path.suffix[1:].lower() not in known:
@@ -44,7 +45,7 @@ def box_plot(results: dict[str, Any], path: StrPath) -> None:
         ImportError: matplotlib is missing. AudioFileError: the file cannot be written.
     """
     metrics, models = list(results["metrics"]), results["models"]
-    figure = _figure_class()(figsize=(1.5 + 3.5 * len(metrics), 2.5 + 0.5 * len(models)), dpi=100, layout="constrained")
+    figure = figure_class()(figsize=(1.5 + 3.5 * len(metrics), 2.5 + 0.5 * len(models)), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for panel, metric in zip(panels, metrics, strict=True):
         for i, stem in enumerate(STEMS):
@@ -72,11 +73,3 @@ def box_plot(results: dict[str, Any], path: StrPath) -> None:
         figure.savefig(path)
     except OSError as error:
         raise file_error(str(path), error) from None
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'pyunetsep[plot]'") from error
-    return Figure
