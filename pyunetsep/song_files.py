@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import string
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from .audio import AudioFormat, AudioReader, AudioWriter, PipeWriter, Wave, extension
 from .audio.files import file_error
-from .errors import ClippingWarning, OutputExistsError
+from .errors import AudioFileError, ClippingWarning, OutputExistsError
 
 StrPath = str | os.PathLike[str]
 
@@ -108,9 +109,10 @@ def check_batch(songs: Sequence[StrPath], output_dir: StrPath, template: OutputT
         twice = next(path for i, path in enumerate(named) if path in named[:i])
         raise _conflict(f"{twice} was given twice")
     for song in songs:
-        other = owners.get(_resolved(Path(song).parent / f"{song_name(song)}.{_ANY}"))
-        if other is not None and other != os.fspath(song):
-            raise _conflict(f"{os.fspath(song)} lies where a stem of {other} would be written")
+        for path in (Path(song), Path(os.path.realpath(song))):  # what a link leads to must stay, too
+            other = owners.get(_resolved(path.parent / f"{song_name(path)}.{_ANY}"))
+            if other is not None and other != os.fspath(song):
+                raise _conflict(f"{os.fspath(song)} lies where a stem of {other} would be written")
 
 
 _ANY = "*"  # an extension that no file has
@@ -151,19 +153,15 @@ def write_stems(
     with ExitStack() as stack:
         for folder in {path.parent for path in outputs.values()}:
             stack.enter_context(_folder(folder))
-        writers = {
-            stem: stack.enter_context(
-                AudioWriter(
-                    path,
-                    sample_rate_hz=song.sample_rate_hz,
-                    channels=song.channels,
-                    samples=song.samples,
-                    format=form,
-                    overwrite=overwrite,
-                )
-            )
-            for stem, path in outputs.items()
-        }
+        begun = functools.partial(
+            AudioWriter,
+            sample_rate_hz=song.sample_rate_hz,
+            channels=song.channels,
+            samples=song.samples,
+            format=form,
+            overwrite=overwrite,
+        )
+        writers = {stem: stack.enter_context(_in_its_folder(path, begun)) for stem, path in outputs.items()}
         for block in blocks:
             for stem, wave in block.items():
                 writers[stem].write(wave)
@@ -187,14 +185,33 @@ def warn_of_clipping(writer: AudioWriter | PipeWriter, name: str) -> None:
         )
 
 
+_FOLDER_TRIES = 100
+
+
+def _in_its_folder(path: Path, begun: Callable[[Path], AudioWriter]) -> AudioWriter:
+    """A writer, and its folder.
+
+    Until there is a file in the folder, a song that fails, here or in another process, may take it away as its own.
+    """
+    for tries_left in reversed(range(_FOLDER_TRIES)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) or not tries_left:
+                raise file_error(f"{path.parent}: the output folder cannot be made", error) from None
+            continue  # the folder above it was taken away
+        try:
+            return begun(path)
+        except AudioFileError:
+            if path.parent.exists() or not tries_left:
+                raise
+    raise AssertionError("returned or raised before")
+
+
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder, and removes it again if it was new and stays empty."""
+    """Removes the folder again, and those above it, if it was new and stays empty."""
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise file_error(f"{path}: the output folder cannot be made", error) from None
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .audio import AUDIO_EXTENSIONS
-from .errors import AudioFileError
+from .errors import AudioFileError, OutputExistsError
 from .song_files import Song, StrPath
 
 
@@ -19,15 +19,21 @@ def find_songs(paths: Iterable[StrPath], *, recursive: bool = False, besides: St
     Args:
         paths: files, which are taken as they are; folders, of which all files that are named like audio are taken, but
             hidden ones; patterns as of a shell (`*`, `?`, `[...]`, and `**` for folders at any depth).
-        recursive: also look in the folders below.
-        besides: a folder in which nothing is looked for, such as that of the stems, unless the search begins there.
+        recursive: also look in the folders below, but for links to folders, which may lead round in a circle.
+        besides: a folder in which nothing is looked for, that of the stems, unless the search begins there.
     Raises:
         AudioFileError: a folder or a pattern has no audio file.
+        OutputExistsError: a `recursive` search would begin in `besides`.
     """
     excluded = None if besides is None else Path(besides).resolve()
     songs: list[Song] = []
     for path in [os.fspath(path) for path in paths]:
         if os.path.isdir(path):
+            if recursive and excluded == Path(path).resolve():
+                raise OutputExistsError(
+                    f"{path}: is the folder of the stems too, and the next search would take them for songs; "
+                    "write them elsewhere, or below it"
+                )
             found = list(_in_folder(Path(path), recursive, excluded))
             if not found:
                 hint = "" if recursive else "; --recursive looks in the folders below"

@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from pyunetsep import AudioFileError, Cancelled, OutputExistsError, Separator
-from pyunetsep.audio import AudioFormat
+from pyunetsep.audio import AudioFormat, AudioWriter
 from pyunetsep.cli import main
 from pyunetsep.song_files import OutputTemplate, Song
 from pyunetsep.song_search import find_songs
@@ -111,6 +111,12 @@ def test_a_failed_song_is_not_kept(separator, tmp_path):
     assert not [thing for thing in gc.get_objects() if type(thing) is StemStream]
 
 
+def test_the_folder_of_the_stems_is_not_searched_through(music):
+    with pytest.raises(OutputExistsError, match="music: is the folder of the stems too"):
+        find_songs(["music"], recursive=True, besides="music/../music")
+    assert Song("music/b.wav") in find_songs(["music"], besides="music")  # whose own sub-folders are not looked into
+
+
 def test_nothing_found_is_an_error(music):
     (music / "empty").mkdir()
     with pytest.raises(AudioFileError, match=r"music/empty: no audio files in this folder; --recursive looks"):
@@ -172,9 +178,54 @@ def test_batches_that_would_overwrite_are_refused_before_any_work(separator, mus
     ):
         with pytest.raises(OutputExistsError, match=problem):
             separator.separate_files(songs, "out", template=template)
+    os.makedirs("out2/b")
+    os.rename(write_song(music / "song.wav"), "out2/b/vocals.wav")
+    os.symlink(os.path.abspath("out2/b/vocals.wav"), "link.wav")
+    with pytest.raises(OutputExistsError, match=r"link\.wav lies where a stem of music/b.wav would be written"):
+        separator.separate_files(["music/b.wav", "link.wav"], "out2", overwrite=True)
     # the same names in different folders are no conflict
     separator.separate_files([Song("music/live/c.ogg", "live"), Song("music/c.ogg")], "out")
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("taken", ["the folder", "the one above"])
+def test_a_folder_that_another_song_takes_away(separator, music, monkeypatch, taken):
+    """A song that failed removes what it made, which the next may just have found there."""
+    begin, moments = AudioWriter.__init__, [1, 2]
+
+    def too_late(writer, path, **options):
+        if moments and moments.pop():
+            Path(path).parent.rmdir()
+            if taken == "the one above":
+                Path(path).parent.parent.rmdir()
+        begin(writer, path, **options)
+
+    monkeypatch.setattr(AudioWriter, "__init__", too_late)
+    result = separator.separate_file("music/b.wav", "out")
+    assert all(path.exists() for path in result.outputs.values()) and not moments
+
+
+def test_a_folder_that_is_taken_away_again_and_again_is_an_error(separator, music, monkeypatch):
+    begin = AudioWriter.__init__
+
+    def too_late(writer, path, **options):
+        Path(path).parent.rmdir()
+        begin(writer, path, **options)
+
+    monkeypatch.setattr(AudioWriter, "__init__", too_late)
+    with pytest.raises(AudioFileError, match=r"vocals\.wav: no such file or directory"):
+        separator.separate_file("music/b.wav", "out")
+
+
+def test_a_link_that_leads_nowhere_is_there_already(separator, music):
+    Path("out/b").mkdir(parents=True)
+    os.symlink("nowhere", "out/b/vocals.wav")
+    for skip in (False, True):
+        with pytest.raises(OutputExistsError, match=r"vocals\.wav: exists already, as a link that leads nowhere"):
+            separator.separate_file("music/b.wav", "out", skip_existing=skip)
+    assert os.listdir("out/b") == ["vocals.wav"]
+    separator.separate_file("music/b.wav", "out", overwrite=True)
+    assert not Path("out/b/vocals.wav").is_symlink() and not Path("out/b/nowhere").exists()
 
 
 # ---- several at a time

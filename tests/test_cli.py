@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -181,15 +182,17 @@ def test_nan_is_an_error_and_sanitize_replaces_it(pyunetsep, model, tmp_path):
 def test_an_interrupted_run_leaves_nothing_half_written(model, tmp_path, number):
     soundfile.write(tmp_path / "long.wav", np.zeros((8_000 * 3_600, 2), np.int16), 8_000)
     process = subprocess.Popen(
-        command("separate", "long.wav", "-m", model), cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+        command("separate", "long.wav", "-m", model, "--json"),
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("stems/long/.*")):  # its temporary files
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    report, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert json.loads(report)["results"] == []
     assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
 
 
@@ -204,6 +207,19 @@ def test_standard_output_that_is_full_is_an_error(pyunetsep, model, song, tmp_pa
         1,
         f"pyunetsep: error: {song}: standard output: no space left on device\n",
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes streams")
+def test_closed_standard_streams(pyunetsep, model, song, tmp_path):
+    def closed(streams, *arguments):
+        line = f"{shlex.join(command('separate', song, '-m', model, *arguments))} {streams}"
+        return subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    done = closed(">&- 2>&-", "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(read(tmp_path / "stems" / "song" / "vocals.wav")) == len(read(tmp_path / "song.wav"))
+    done = closed(">&-", "-s", "vocals", "-o", "-")
+    assert done.returncode == 2 and done.stderr.endswith("error: standard output is closed\n")
 
 
 @pytest.fixture

@@ -193,6 +193,8 @@ def _check_target(path: str, overwrite: bool) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if os.path.islink(path) and not overwrite:
+            raise OutputExistsError(f"{path}: exists already, as a link that leads nowhere") from None
         return
     except (OSError, ValueError) as error:
         raise file_error(path, error) from None

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; every message about a mistake is one line on stderr."""
+    _open_closed_streams()
     args = parser().parse_args(argv)
     with _termination_is_an_interrupt():
         try:
@@ -104,6 +105,25 @@ def _termination_is_an_interrupt() -> Iterator[None]:
     finally:
         for number in deadly:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _open_closed_streams() -> None:
+    """Started with `>&-`, Python has no such stream, and the first file that is opened would get its number: what a
+    library then prints would go into a stem."""
+
+    def at(number: int) -> Callable[[str, int], int]:
+        def opener(path: str, flags: int) -> int:
+            descriptor = os.open(path, flags)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            return number
+
+        return opener
+
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", opener=at(number)))  # noqa: SIM115  stays open
 
 
 def _drop_unwritable_output() -> None:

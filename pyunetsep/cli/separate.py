@@ -50,7 +50,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "songs", nargs="+", metavar="SONG", help="audio file, folder of audio files, pattern, or - for standard input"
     )
-    parser.add_argument("-r", "--recursive", action="store_true", help="of folders, also take those below")
+    parser.add_argument(
+        "-r", "--recursive", action="store_true", help="of folders, also take those below, but for links"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -149,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         jobs = min(args.jobs or separator.default_workers, len(paths))
         results: dict[str, FileResult] = {}
         try:
-            for result in separator.separate_files(
+            finished = separator.separate_files(
                 paths,
                 args.output,
                 workers=jobs,
@@ -159,13 +161,15 @@ def run(args: argparse.Namespace) -> int:
                 skip_existing=args.skip_existing,
                 progress=bar.show,
                 **options,
-            ):
-                bar.finish(result)
-                results[result.path] = result
+            )
         except OutputExistsError as error:  # two songs of one name
             raise OutputExistsError(shown(error)) from None
+        try:
+            for result in finished:
+                bar.finish(result)
+                results[result.path] = result
         finally:  # also of what was done before an interrupt
-            if args.json and results:
+            if args.json:
                 done = [results[os.fspath(path)] for path in paths if os.fspath(path) in results]
                 reports = [_as_json(result, shown) for result in done]
                 print(json.dumps({"device": str(separator.device), "results": reports}, indent=2))
@@ -189,6 +193,8 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("standard input is closed")
     if "-" in args.songs and sys.stdin.buffer.isatty():
         args.parser.error("standard input is a terminal; pipe a song into it")
+    if to_stdout and getattr(sys.stdout, "name", "") == os.devnull:  # see main
+        args.parser.error("standard output is closed")
     if to_stdout and sys.stdout.isatty():
         args.parser.error("standard output is a terminal; redirect it to a file or a pipe")
     if to_stdout and args.json:
