@@ -3,10 +3,10 @@
     python benchmarks/training_step.py [--preset jansson2017] [--batch 16] [--rounds 7] [--threads 2] [--device cpu]
 
 A step is all of it: examples are drawn and augmented, transformed, and pushed forward and back through both stems'
-networks; the optimiser and the average of the weights follow. "eager PyTorch" is the same by its own means: torch.stft,
-nn.Dropout and Adam on the same waves, as one would write it first (float32, default layout), and as one would make it
-faster (bfloat16, channels last, a fused optimiser). All take turns in one process; memory is the peak of a process of
-its own. On a GPU, results go to training_step_cuda.json.
+networks; the optimiser and the average of the weights follow. The rivals are the same by PyTorch's own means:
+torch.stft, nn.Dropout and Adam on the same waves, as one would write it first (float32, default layout), and as one
+would make it faster (channels last and a fused optimiser, then bfloat16, then compiled). All take turns in one process;
+memory is the peak of a process of its own. On a GPU, results go to training_step_cuda.json.
 """
 
 from __future__ import annotations
@@ -17,27 +17,24 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from harness import all_threads, save
+from torch import nn
 
-from pyunetsep.benchmark import alternate
-from pyunetsep.config import to_dict
+from pyunetsep.benchmark import alternate, use_kernels
 from pyunetsep.data import STEMS, Recording, Track
 from pyunetsep.training.config import TrainingConfig, merged
 from pyunetsep.training.examples import Examples
 from pyunetsep.training.trainer import Trainer
 from pyunetsep.unet import UNet
 
-EAGER, FAST_EAGER = "eager PyTorch", "eager PyTorch, bfloat16"
-VARIANTS: dict[str, dict[str, Any]] = {
-    "pyunetsep, float32": {},
-    "pyunetsep, bfloat16": {"precision": "bfloat16"},
-    "pyunetsep, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
-}
+OURS = "pyunetsep"
+EAGER = "eager PyTorch"
 SONG_S = 60.0
 MEMORY_STEPS = 3
 
@@ -55,18 +52,42 @@ def recordings(config: TrainingConfig, songs: int = 4) -> list[Recording]:
     return made
 
 
-class Eager:
+@dataclass(frozen=True)
+class Means:
+    """Which of PyTorch's means a rival uses."""
+
+    fast: bool = False  # channels last, a fused optimiser
+    bfloat16: bool = False
+    compiled: bool = False
+
+
+RIVALS = {
+    EAGER: Means(),
+    "eager PyTorch, channels last": Means(fast=True),
+    "eager PyTorch, bfloat16": Means(fast=True, bfloat16=True),
+    "compiled PyTorch": Means(fast=True, compiled=True),
+    "compiled PyTorch, bfloat16": Means(fast=True, bfloat16=True, compiled=True),
+}
+
+
+class Torch:
     """What one would write with PyTorch alone."""
 
-    def __init__(self, config: TrainingConfig, examples: Examples, device: torch.device, *, fast: bool) -> None:
-        self.config, self.examples, self.device, self.fast = config, examples, device, fast
-        self.layout = torch.channels_last if fast else torch.contiguous_format
+    def __init__(self, config: TrainingConfig, examples: Examples, device: torch.device, means: Means) -> None:
+        self.config, self.examples, self.device, self.means = config, examples, device, means
+        self.layout = torch.channels_last if means.fast else torch.contiguous_format
         self.networks = {
             stem: UNet(config.model.unet).to(device, memory_format=self.layout).train() for stem in config.model.stems
         }
+        for network in self.networks.values():
+            for block in network.decoder_blocks:
+                block.dropout = nn.Dropout(block.dropout.probability)  # type: ignore[assignment]
+        self.trained = {
+            stem: torch.compile(network) if means.compiled else network for stem, network in self.networks.items()
+        }
         self.averages = {stem: copy.deepcopy(network) for stem, network in self.networks.items()}
         parameters = [p for network in self.networks.values() for p in network.parameters()]
-        self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, fused=fast)
+        self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, fused=means.fast)
         self.window = torch.hann_window(config.model.spectrogram.n_fft, device=device)
         self.done = 0
 
@@ -85,8 +106,8 @@ class Eager:
         mixture = (spectra["vocals"] + spectra["accompaniment"]).abs()
         loudest = mixture.amax((1, 2, 3), keepdim=True)
         magnitude = (mixture / loudest).contiguous(memory_format=self.layout)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-            masks = {stem: network(magnitude) for stem, network in self.networks.items()}
+        with use_kernels(False), torch.autocast(self.device.type, torch.bfloat16, enabled=self.means.bfloat16):
+            masks = {stem: network(magnitude) for stem, network in self.trained.items()}
         losses = [
             (mask.float() * magnitude - spectra[stem].abs() / loudest).abs().mean() for stem, mask in masks.items()
         ]
@@ -101,14 +122,12 @@ class Eager:
         self.done += 1
 
 
-def make(name: str, config: TrainingConfig, device: torch.device) -> Eager | Trainer:
-    if name in (EAGER, FAST_EAGER):
-        return Eager(config, Examples(recordings(config), config, device), device, fast=name == FAST_EAGER)
-    variant = merged(to_dict(config), VARIANTS[name])
-    return Trainer(variant, Examples(recordings(variant), variant, device), device=device)
+def make(name: str, config: TrainingConfig, device: torch.device) -> Torch | Trainer:
+    examples = Examples(recordings(config), config, device)
+    return Trainer(config, examples, device=device) if name == OURS else Torch(config, examples, device, RIVALS[name])
 
 
-def step(rival: Eager | Trainer) -> None:
+def step(rival: Torch | Trainer) -> None:
     report = rival.step()
     if report is not None:
         report.losses.tolist()  # waits for it
@@ -142,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=all_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), help="default: all")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -151,14 +171,14 @@ def main() -> None:
         measure_memory(args.memory_of, config, device)
         return
     started = time.monotonic()
-    names = [EAGER, FAST_EAGER, *VARIANTS]
+    names = [OURS, *(args.rivals or RIVALS)]
     rivals = {name: make(name, config, device) for name in names}
     timings = alternate({name: lambda rival=rival: step(rival) for name, rival in rivals.items()}, rounds=args.rounds)
     results: dict[str, Any] = {"preset": args.preset, "batch": args.batch, "threads": args.threads, "steps": {}}
     for name in names:
         results["steps"][name] = {**timings[name], **peak_mib(name, args)}
         row = results["steps"][name]
-        ratio = timings[EAGER]["median_s"] / row["median_s"]
+        ratio = row["median_s"] / timings[OURS]["median_s"]
         print(f"{name:32s} {row['median_s'] * 1e3:8.0f} ms  {ratio:5.2f}  {row['above_imports_mib']:7.0f} MiB")
     print(f"{time.monotonic() - started:.0f} s")
     print(save("training_step_cuda" if device.type == "cuda" else "training_step_cpu", results))

@@ -10,6 +10,7 @@
 #include "cuda_plan.h"
 #include "kernels.h"
 #include "ops.h"
+#include "training_ops.h"
 #include "unet_plan.h"
 
 // Facts that only the build knows; setup.py sets them.
@@ -50,6 +51,18 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def(
       "mask_block(Tensor x, Tensor? skip, Tensor weight, Tensor bias, str alignment, str upsampling) -> Tensor");
   library.def("dilated_head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  library.def("training_conv(Tensor x, Tensor weight, Tensor? bias, str alignment) -> Tensor");
+  library.def(
+      "training_upconv(Tensor x, Tensor? skip, int skip_channels, Tensor weight, Tensor? bias, bool to_planes, "
+      "str alignment) -> Tensor");
+  library.def(
+      "training_weight_gradient(Tensor coarse, Tensor? skip, Tensor fine, int[] channels, str alignment) -> Tensor");
+  library.def(
+      "training_norm(Tensor x, Tensor weight, Tensor bias, float epsilon, float inner_slope, float slope, "
+      "Tensor? seeds, float dropout) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "training_norm_gradient(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor variance, "
+      "float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> (Tensor, Tensor, Tensor)");
 }
 
 // One function for both devices: it chooses by the tensors it gets. Blocks are for the CPU alone.
@@ -64,6 +77,11 @@ TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("decoder_block", &pyunetsep::decoder_block);
   library.impl("mask_block", &pyunetsep::mask_block);
   library.impl("dilated_head", &pyunetsep::dilated_head);
+  library.impl("training_conv", &pyunetsep::training_conv);
+  library.impl("training_upconv", &pyunetsep::training_upconv);
+  library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
+  library.impl("training_norm", &pyunetsep::training_norm);
+  library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {

@@ -27,21 +27,7 @@ at::Tensor from_blocks(const at::Tensor& blocks, int64_t channels) {
   return blocks.permute({0, 1, 4, 2, 3}).flatten(1, 2).narrow(1, 0, channels).contiguous();
 }
 
-at::Tensor empty_blocks(const Size& size, int64_t channels) {
-  return at::empty({size.batch, blocks_of(channels), size.rows, size.columns, kBlock}, at::kFloat);
-}
-
 Size size_of(const at::Tensor& x) { return {x.size(0), x.size(2), x.size(3)}; }
-
-// Memory for the scratch of a layer that runs on all threads.
-struct Scratch {
-  explicit Scratch(int64_t floats)
-      : threads(at::get_num_threads()), stride(whole_lines(floats)), memory(allocate_floats(threads * stride)) {}
-  float* data() const { return memory.mutable_data_ptr<float>(); }
-
-  int64_t threads, stride;
-  at::Tensor memory;
-};
 
 void check_map(const char* name, const at::Tensor& x) {
   check_cpu_float32(name, x);
@@ -112,7 +98,7 @@ std::tuple<at::Tensor, at::Tensor> encoder_block(const at::Tensor& x, const at::
   const Block block{weight, bias, Affine{scale, shift}, std::nullopt, slope};
   const Size in = size_of(x), out{in.batch, halved(in.rows, alignment), halved(in.columns, alignment)};
   const int64_t channels = weight.size(0);
-  const at::Tensor raw = empty_blocks(out, channels), activated = empty_blocks(out, channels);
+  const at::Tensor raw = empty_map(out, channels), activated = empty_map(out, channels);
   float* to_raw = raw.mutable_data_ptr<float>();
   float* to_activated = activated.mutable_data_ptr<float>();
   if (in.batch > 0 && x.size(1) < kBlock) {  // as the first layer of a network
@@ -153,7 +139,7 @@ at::Tensor decoder_block(const at::Tensor& x, const std::optional<at::Tensor>& s
   }
   const ConvolutionLayer layer(cpu::level(), block, sources.channels, alignment, upsampling, in);
   const Scratch scratch(layer.scratch_floats(in, at::get_num_threads()));
-  const at::Tensor result = empty_blocks(out, channels);
+  const at::Tensor result = empty_map(out, channels);
   layer.run(sources.pointers, {}, in, in, nullptr, result.mutable_data_ptr<float>(), scratch.data(), scratch.stride,
             scratch.threads);
   return from_blocks(result, channels);

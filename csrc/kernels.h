@@ -162,6 +162,7 @@ struct InputConvolution {
 
 // What becomes of the last layer's sums.
 enum class Ending {
+  plain,      // nothing
   sigmoid,    // a mask
   masked,     // a mask times the network's input
   activated,  // relu and a scale and a shift: input of the head
@@ -204,6 +205,74 @@ struct DilatedHead {
   int64_t scratch_stride, threads;
 };
 constexpr int64_t kHeadMargin = 32;
+
+// ---- Training. The gradients of a convolution's inputs are convolutions themselves, with the roles of the channels
+// exchanged: an upsampling one for a strided one, and the reverse.
+
+// The gradient of a filter between a coarse map and a fine one of twice its size: the strided convolution's output (its
+// gradient) and input, or the upsampling one's input and output (its gradient).
+struct WeightGradient {
+  Phases phases;                 // of the fine map
+  int tile_rows, tile_columns;   // coarse pixels that are computed together, as in Convolution
+  const float* coarse[2];        // [batch, coarse blocks, rows, columns, kBlock], the one behind the other
+  const float* fine;             // [batch, fine blocks, fine_rows, fine_columns, kBlock]
+  int64_t batch, rows, columns;  // of the coarse maps
+  int64_t fine_rows, fine_columns;
+  int64_t coarse_channels[2];  // the second may have none
+  int64_t fine_channels;
+  float* gradient;  // [all coarse channels, fine_channels, 5, 5]
+  float* scratch;   // weight_gradient_scratch_size
+  int64_t threads;
+};
+
+// The same where the fine map is a few planes: the network's input, or the gradient of its output.
+struct PlaneWeightGradient {
+  const float* coarse;  // [batch, coarse blocks, rows, columns, kBlock]
+  const float* fine;    // [batch, fine_channels, fine_rows, fine_columns]
+  int64_t batch, rows, columns, fine_rows, fine_columns, coarse_channels, fine_channels;
+  int64_t pad;      // fine zeros before a filter's first output
+  float* gradient;  // [coarse_channels, fine_channels, 5, 5]
+  float* scratch;   // plane_weight_gradient_scratch_size
+  int64_t threads;
+};
+
+// Which elements of a map are dropped: by a hash of their example's seed and their place in it.
+struct Dropout {
+  const int32_t* seeds;  // [batch]; null: nothing is dropped
+  int32_t threshold;     // hashes below it drop their element
+  float factor;          // of those that stay
+};
+
+// What follows a convolution x in training: p = max(x, inner_slope x), z = scale (p - mean) + bias, y = max(z, slope
+// z), and what dropout leaves of that. Slopes of 1 change nothing: ReLU stands before the norm (inner) or behind it.
+struct Normalisation {
+  const float* x;  // [batch, blocks, pixels, kBlock]
+  int64_t batch, channels, pixels;
+  float inner_slope, slope;
+  const float* mean;  // [blocks, kBlock], as what follows
+  const float* scale;
+  const float* bias;
+  Dropout dropout;
+  int64_t threads;
+};
+
+// Mean and variance (of all, not of a sample) of p in each channel.
+struct NormStatistics {
+  float* mean;      // [blocks, kBlock]
+  float* variance;  // likewise
+  double* scratch;  // norm_scratch_size
+};
+
+// Gradients of x, weight and bias, where mean and scale follow from the statistics: scale = weight / deviation.
+struct NormGradient {
+  const float* gradient;  // of y: [batch, blocks, pixels, kBlock], images gradient_stride apart
+  int64_t gradient_stride;
+  const float* inverse_deviation;  // [blocks, kBlock]
+  float* of_weight;                // likewise
+  float* of_bias;                  // likewise
+  float* of_x;                     // as x
+  double* scratch;                 // norm_scratch_size
+};
 
 // The kernels are built for several SIMD levels; the widest that the processor runs is used.
 std::string simd_level();                      // the one in use

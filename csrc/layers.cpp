@@ -40,9 +40,11 @@ int64_t points(const Phases& phases, int64_t size) {
   return sum;
 }
 
-// The tile with the least work. Beside its products, each weight costs about as much as kWeightTiles tiles: it is read
-// from memory, once for all tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge
-// of a small map whole tiles go over it.
+}  // namespace
+
+// Beside its products, each weight costs about as much as kWeightTiles tiles: it is read from memory, once for all
+// tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge of a small map whole
+// tiles go over it.
 std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
   constexpr int64_t kWeightTiles = 16;
   std::pair<int, int> best;
@@ -58,8 +60,6 @@ std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
   }
   return best;
 }
-
-}  // namespace
 
 Alignment alignment_of(const std::string& name) {
   if (name == "pytorch") return Alignment::pytorch;
@@ -92,6 +92,14 @@ int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
 int64_t map_floats(const Size& size, int64_t channels) {
   return size.batch * blocks_of(channels) * size.rows * size.columns * kBlock;
 }
+
+at::Tensor empty_map(const Size& size, int64_t channels) {
+  return allocate_floats(map_floats(size, channels))
+      .view({size.batch, blocks_of(channels), size.rows, size.columns, kBlock});
+}
+
+Scratch::Scratch(int64_t floats)
+    : threads(at::get_num_threads()), stride(whole_lines(floats)), memory(allocate_floats(threads * stride)) {}
 
 int64_t halved(int64_t size, Alignment alignment) {
   return alignment == Alignment::pytorch ? (size + 1) / 2 : size / 2;
@@ -158,7 +166,7 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
   if (weight.scalar_type() == at::kDouble) {
     level_.convolution_pack_double(conv_, weight.const_data_ptr<double>(), packed);
   } else {
-    level_.convolution_pack_float(conv_, weight.const_data_ptr<float>(), packed);
+    level_.convolution_pack_float(conv_, weight.const_data_ptr<float>(), !block.quick, packed);
   }
 }
 
@@ -302,9 +310,7 @@ OutputLayer::OutputLayer(const cpu::Level& level, const Block& block, std::vecto
   }
 }
 
-int64_t OutputLayer::scratch_floats(const Size& in) const {
-  return level_.output_convolution_scratch_size(in.columns);
-}
+int64_t OutputLayer::scratch_floats(const Size& in) const { return level_.output_convolution_scratch_size(in.columns); }
 
 void OutputLayer::run(const std::vector<const float*>& sources, const Size& in, const cpu::OutputPlanes& to,
                       float* scratch, int64_t scratch_stride, int64_t threads) const {
@@ -348,9 +354,7 @@ cpu::OutputPlanes HeadLayer::source_planes(float* source, const Size& size) {
           .magnitude_row_stride = 0};
 }
 
-int64_t HeadLayer::scratch_floats(const Size& size) const {
-  return level_.dilated_head_scratch_size(size.columns);
-}
+int64_t HeadLayer::scratch_floats(const Size& size) const { return level_.dilated_head_scratch_size(size.columns); }
 
 void HeadLayer::run(float* source, const Size& size, const cpu::OutputPlanes& to, float* scratch,
                     int64_t scratch_stride, int64_t threads) const {

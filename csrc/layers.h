@@ -25,6 +25,7 @@ struct Block {
   std::optional<Affine> before;
   std::optional<Affine> after;
   double slope = 1.0;
+  bool quick = false;  // weights that serve one call: packed in float32
 };
 
 Alignment alignment_of(const std::string& name);    // "pytorch" or "tensorflow"; throws c10::ValueError
@@ -41,6 +42,18 @@ at::Tensor allocate_floats(int64_t count);
 int64_t blocks_of(int64_t channels);
 int64_t whole_lines(int64_t floats);                     // rounded up to cache lines
 int64_t map_floats(const Size& size, int64_t channels);  // of a map in blocks of channels
+
+// A blocked map [batch, blocks, rows, columns, kBlock] of so many channels, zeroed nowhere.
+at::Tensor empty_map(const Size& size, int64_t channels);
+
+// Memory for the scratch of a layer that runs on all threads.
+struct Scratch {
+  explicit Scratch(int64_t floats);  // a thread
+  float* data() const { return memory.mutable_data_ptr<float>(); }
+
+  int64_t threads, stride;
+  at::Tensor memory;
+};
 
 // Rows or columns of a strided convolution's output.
 int64_t halved(int64_t size, Alignment alignment);
@@ -59,6 +72,9 @@ class ActivationParameters {
   at::Tensor bias_, before_scale_, before_shift_, after_scale_, after_shift_;  // undefined: none
   float slope_;
 };
+
+// The tile, rows and columns, with the least work on a grid of outputs.
+std::pair<int, int> best_tile(const Phases& phases, const Size& grid);
 
 // A strided or an upsampling convolution between blocked maps.
 class ConvolutionLayer {

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import unet_training
 from .config import UNetConfig
+from .dropout import SeededDropout
 
 KERNEL_SIZE = 5
 
@@ -97,11 +99,14 @@ class DecoderBlock(nn.Module):
             self.conv = NearestConv(in_channels, out_channels)
         self.norm: nn.BatchNorm2d | None = _norm(out_channels, config) if norm else None
         self.norm_first = config.decoder_order == "norm-activation"
-        self.dropout: nn.Module = nn.Dropout(dropout)
+        self.dropout = SeededDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, in_channels, bins, frames] -> [batch, out_channels, 2 * bins, 2 * frames]."""
-        x = self.conv(x)
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """All that follows the convolution, of the same shape."""
         if self.norm is not None:
             x = F.relu(self.norm(x)) if self.norm_first else self.norm(F.relu(x))
         return self.dropout(x)
@@ -111,7 +116,8 @@ class UNet(nn.Module):
     """One stem's network.
 
     Encoder blocks halve bins and frames, decoder blocks double them again; from the second on, a decoder block reads
-    the encoder's output of its size (the skip) in front of the previous block's.
+    the encoder's output of its size (the skip) in front of the previous block's. In training on a CPU, in float32, the
+    compiled kernels do the work (`PYUNETSEP_KERNELS=0`: plain PyTorch); for inference see `UNetPlan` and `Separator`.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -160,6 +166,8 @@ class UNet(nn.Module):
                 f"magnitude must be [batch, {self.config.input_channels}, bins, frames] with bins and frames multiples "
                 f"of {stride}, got {list(shape)}"
             )
+        if unet_training.serves(self, magnitude):
+            return unet_training.forward(self, magnitude)
         raw_skips = self.config.skips == "raw"
         skips = []
         x = magnitude

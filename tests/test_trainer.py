@@ -10,9 +10,9 @@ from torch import nn
 
 from pyunetsep.checkpoint import Checkpoint, ModelInfo
 from pyunetsep.config import JANSSON2017, SPLEETER
+from pyunetsep.dropout import SeededDropout, dropping_layers, hashed, set_seeds
 from pyunetsep.errors import CheckpointError
 from pyunetsep.training.config import merged
-from pyunetsep.training.dropout import SeededDropout, hashed, seed_dropout, set_seeds
 from pyunetsep.training.examples import Batch, Examples
 from pyunetsep.training.losses import complex_loss, magnitude_loss
 from pyunetsep.training.start import complements, started
@@ -70,7 +70,7 @@ class TestDropout:
         assert len(seeds) == 3 * 2 * 3 * 2 * 3 and all(0 <= seed < 2**31 for seed in seeds)
 
     def test_each_layer_gets_other_seeds(self):
-        layers = seed_dropout(UNet(JANSSON2017.unet))
+        layers = dropping_layers(UNet(JANSSON2017.unet))
         assert len(layers) == 3
         set_seeds(layers, [(0, 3), (0, 4)], CPU)
         assert len({seed for layer in layers for seed in layer.seeds.tolist()}) == 6

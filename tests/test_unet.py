@@ -127,7 +127,7 @@ def test_spleeters_size():
 
 def test_dropout_is_per_element_and_in_the_first_decoder_blocks_only():
     network = UNet(PAPER)
-    assert [block.dropout.p for block in network.decoder] == [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
+    assert [block.dropout.probability for block in network.decoder] == [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
     dropped = network.decoder[0].dropout.train()(torch.ones(1, 4, 64, 64))
     share = (dropped == 0).float().mean((2, 3))
     assert ((share > 0.4) & (share < 0.6)).all()  # in every channel about half, never a whole one

@@ -18,7 +18,8 @@ struct Level {
   // Sizes are in floats.
   int64_t (*convolution_packed_size)(const Convolution&);
   int64_t (*convolution_scratch_size)(const Convolution&, int64_t tiles_a_task);
-  void (*convolution_pack_float)(const Convolution&, const float* weight, float* packed);
+  // `precise`: as exactly as float can hold them; otherwise quickly
+  void (*convolution_pack_float)(const Convolution&, const float* weight, bool precise, float* packed);
   void (*convolution_pack_double)(const Convolution&, const double* weight, float* packed);
   void (*convolution_run)(const ConvolutionRun&);
   int64_t (*input_convolution_scratch_size)(int64_t channels, int64_t out_columns);
@@ -27,6 +28,14 @@ struct Level {
   void (*output_convolution_run)(const OutputConvolution&);
   int64_t (*dilated_head_scratch_size)(int64_t columns);
   void (*dilated_head_run)(const DilatedHead&);
+  int64_t (*weight_gradient_scratch_size)(const WeightGradient&);
+  void (*weight_gradient)(const WeightGradient&);
+  int64_t (*plane_weight_gradient_scratch_size)(const PlaneWeightGradient&);
+  void (*plane_weight_gradient)(const PlaneWeightGradient&);
+  int64_t (*norm_scratch_size)(const Normalisation&);  // in doubles
+  void (*norm_statistics)(const Normalisation&, const NormStatistics&);
+  void (*norm_apply)(const Normalisation&, float* y);
+  void (*norm_gradient)(const Normalisation&, const NormGradient&);
 };
 
 const Level& level();  // the one in use

@@ -41,6 +41,7 @@ static inline void end_row(const OutputPlanes& to, const float* sums, int64_t im
   }
   const auto end = [&](Vec sum) {
     sum += bias;
+    if (to.ending == Ending::plain) return sum;
     return to.ending == Ending::activated ? max(Vec{}, sum) * scale + shift : sigmoid(sum);
   };
   int64_t column = 0;

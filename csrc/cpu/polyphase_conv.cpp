@@ -2,8 +2,7 @@
 #include "epilogue.h"
 #include "gemm.h"
 #include "parallel.h"
-#include "simd.h"
-#include "winograd.h"
+#include "polyphase.h"
 
 // A 5x5 convolution of stride 2, or its transpose, as polyphase Winograd convolution.
 //
@@ -25,43 +24,9 @@
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
 
-constexpr int kParts = kBlock / kLanes;  // vectors a block of channels
-constexpr int kTaps = 5;
-
 // Products that are added up in one go. Sums of such sums lose less to rounding than one long sum, and this much of a
 // panel stays in the first cache level while all tiles are multiplied by it.
 constexpr int64_t kDepth = 128;
-
-// Points of a dimension that a phase's filter reaches: all, or all but the first or the last.
-struct PointRange {
-  int first, last;
-};
-
-template <int M>
-PointRange points_of(const uint8_t (&taps)[3]) {
-  return {taps[0] ? 0 : 1, taps[2] ? kPoints<M> - 1 : kPoints<M> - 2};
-}
-
-// Which phases there are at each point of a tile, and where.
-template <int R, int C>
-struct Points {
-  static constexpr int kCount = kPoints<R> * kPoints<C>;
-  int8_t phases[kCount] = {};  // how many
-  int8_t slot[4][kCount];      // the phase's number among them; -1: none
-
-  explicit Points(const Phases& phase) {
-    for (int p = 0; p < 4; ++p) {
-      const PointRange rows = points_of<R>(phase.taps[p / 2]), columns = points_of<C>(phase.taps[p % 2]);
-      for (int at = 0; at < kCount; ++at) {
-        const int row = at / kPoints<C>, column = at % kPoints<C>;
-        const bool there = rows.first <= row && row <= rows.last && columns.first <= column && column <= columns.last;
-        slot[p][at] = there ? phases[at]++ : -1;
-      }
-    }
-  }
-};
-
-int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
 int64_t input_blocks(const Convolution& conv) {
   return blocks_of(conv.in_channels[0]) + blocks_of(conv.in_channels[1]);
@@ -84,59 +49,72 @@ inline float* packed_at(float* point, int64_t depth, int vectors, int64_t k, int
   return point + panel * 2 * kLanes * depth + (k * width + vector % 2) * kLanes;
 }
 
-// One input channel's filters to all output channels of a task: row k of the task's matrices.
-template <int R, int C, typename Weight>
-void pack_row(const Convolution& conv, const Points<R, C>& points, const Weight* weight, int64_t k, int64_t first_block,
-              int64_t blocks, float* packed) {
+// What filters are transformed in, a lane an output channel: float for weights that change with every step of training,
+// double for those that are packed once.
+typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
+inline Vec narrowed(Vec vec) { return vec; }
+inline Vec narrowed(DoubleVec vec) { return __builtin_convertvector(vec, Vec); }
+
+// The filters of one input channel (row k of the task's matrices) to a vector of output channels, of which the first is
+// `first_out` of the layer and `first_in_task` of the task.
+template <int R, int C, typename Values, typename Weight>
+void pack_filters(const Convolution& conv, const Points<R, C>& points, const Weight* weight, int64_t k,
+                  int64_t first_out, int64_t first_in_task, int64_t blocks, float* packed) {
   const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
   const int64_t first_blocks = blocks_of(conv.in_channels[0]), depth = input_blocks(conv) * kBlock;
   // the maps are padded one by one
   const bool second = k >= first_blocks * kBlock;
   const int64_t within = second ? k - first_blocks * kBlock : k;
   const int64_t in = second ? conv.in_channels[0] + within : within;
-  const bool in_padding = within >= conv.in_channels[second];
-  for (int64_t o = 0; o < blocks * kBlock; ++o) {
-    const int64_t out = first_block * kBlock + o;
-    const bool padding = in_padding || out >= conv.out_channels;
+  Values taps[kTaps * kTaps] = {};
+  for (int64_t lane = 0; lane < kLanes && within < conv.in_channels[second]; ++lane) {
+    const int64_t out = first_out + lane;
+    if (out >= conv.out_channels) break;
     const int64_t filter = conv.weight_by_input ? in * conv.out_channels + out : out * in_channels + in;
-    const Weight* taps = padding ? nullptr : weight + filter * kTaps * kTaps;
-    for (int p = 0; p < 4; ++p) {
-      double w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
-      for (int t = 0; t < 9 && taps; ++t) {
-        const unsigned row_taps = conv.phases.taps[p / 2][t / 3], column_taps = conv.phases.taps[p % 2][t % 3];
-        for (int i = 0; i < kTaps; ++i) {
-          for (int j = 0; j < kTaps && row_taps >> i & 1; ++j) {
-            if (column_taps >> j & 1) w[t] += taps[i * kTaps + j];
-          }
+#pragma GCC unroll 25
+    for (int i = 0; i < kTaps * kTaps; ++i) taps[i][lane] = weight[filter * kTaps * kTaps + i];
+  }
+  for (int p = 0; p < 4; ++p) {
+    Values w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
+    for (int t = 0; t < 9; ++t) {
+      const unsigned row_taps = conv.phases.taps[p / 2][t / 3], column_taps = conv.phases.taps[p % 2][t % 3];
+      for (int i = 0; i < kTaps; ++i) {
+        for (int j = 0; j < kTaps && row_taps >> i & 1; ++j) {
+          if (column_taps >> j & 1) w[t] += taps[i * kTaps + j];
         }
       }
-      for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
-      for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
-      float* point = packed;
-      for (int at = 0; at < points.kCount; ++at) {
-        const int phases = points.phases[at], slot = points.slot[p][at];
-        const int64_t point_depth = conv.upsampling ? depth : phases * depth;
-        const int vectors = static_cast<int>(conv.upsampling ? phases * blocks : blocks) * kParts;
-        if (slot >= 0) {
-          const int64_t row = conv.upsampling ? k : slot * depth + k;
-          const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + o;
-          packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes))[column % kLanes] =
-              static_cast<float>(whole[at]);
-        }
-        point += point_depth * vectors * kLanes;
+    }
+    for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
+    for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
+    float* point = packed;
+    for (int at = 0; at < points.kCount; ++at) {
+      const int phases = points.phases[at], slot = points.slot[p][at];
+      const int64_t point_depth = conv.upsampling ? depth : phases * depth;
+      const int vectors = static_cast<int>(conv.upsampling ? phases * blocks : blocks) * kParts;
+      if (slot >= 0) {
+        const int64_t row = conv.upsampling ? k : slot * depth + k;
+        const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + first_in_task;
+        store(packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes)), narrowed(whole[at]));
       }
+      point += point_depth * vectors * kLanes;
     }
   }
 }
 
-template <int R, int C, typename Weight>
+template <int R, int C, typename Values, typename Weight>
 void pack(const Convolution& conv, const Weight* weight, float* packed) {
   const Points<R, C> points(conv.phases);
   const int64_t blocks = blocks_of(conv.out_channels), block_size = packed_block_size<R, C>(conv);
-  parallel_for(0, input_blocks(conv) * kBlock, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t first = 0; first < blocks; first += conv.blocks_a_task) {
-      for (int64_t k = begin; k < end; ++k) {
-        pack_row(conv, points, weight, k, first, min(conv.blocks_a_task, blocks - first), packed + first * block_size);
+  const int64_t depth = input_blocks(conv) * kBlock;
+  constexpr int64_t kRowsATask = 64;
+  const int64_t row_tasks = ceil_div(depth, kRowsATask);
+  parallel_for(0, blocks * kParts * row_tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first_out = task / row_tasks * kLanes, row = task % row_tasks * kRowsATask;
+      const int64_t first_block = first_out / kBlock / conv.blocks_a_task * conv.blocks_a_task;
+      for (int64_t k = row; k < min(row + kRowsATask, depth); ++k) {
+        pack_filters<R, C, Values>(conv, points, weight, k, first_out, first_out - first_block * kBlock,
+                                   min(conv.blocks_a_task, blocks - first_block), packed + first_block * block_size);
       }
     }
   });
@@ -160,106 +138,13 @@ struct Layout {
   }
 };
 
-// A run of neighbouring tiles in one row of tiles.
-struct Run {
-  int64_t image, tile_row, tile_column, count;
-  int64_t at;  // of its first tile, in the task
-};
-
-template <int R, int C>
-int64_t tiles_of(const ConvolutionRun& a) {
-  return a.batch * ceil_div(a.grid_rows, R) * ceil_div(a.grid_columns, C);
-}
-
-template <int R, int C, typename Body>
-inline void for_each_run(const ConvolutionRun& a, int64_t first, int64_t count, Body body) {
-  const int64_t tile_rows = ceil_div(a.grid_rows, R), tile_columns = ceil_div(a.grid_columns, C);
-  for (int64_t at = 0; at < count;) {
-    const int64_t tile = first + at, column = tile % tile_columns, row = tile / tile_columns;
-    const Run run{row / tile_rows, row % tile_rows, column, min(tile_columns - column, count - at), at};
-    body(run);
-    at += run.count;
-  }
-}
-
-// A strip of neighbouring tiles is transformed at once: all its columns, then each tile's rows of these. Neighbours
-// share two columns, which are transformed once, and what waits in between stays in the first cache level.
-constexpr int kStrip = 8;  // tiles
-
-// What a vector of channels is read through: see Reading. Without one, as it is.
-template <bool Activated>
-struct Reader {
-  Vec scale, shift, slope;
-
-  Reader(const Reading& reading, int64_t channel) {
-    if constexpr (Activated) {
-      scale = load(reading.scale + channel);
-      shift = load(reading.shift + channel);
-      slope = broadcast(reading.slope);
-    }
-  }
-
-  Vec operator()(const float* from) const {
-    Vec x = load(from);
-    if constexpr (Activated) {
-      x = x * scale + shift;
-      x = max(slope * x, x);
-    }
-    return x;
-  }
-};
-
-// One vector of channels of one input phase, of a strip of tiles that begins at grid column `left`, to all points.
-// Outside of the map is 0, whatever it is read through.
-template <int R, int C, int Stride, bool Activated>
-inline void transform_strip(const ConvolutionRun& a, const Reader<Activated>& reader, const float* image, int64_t top,
-                            int64_t left, int64_t tiles, int row_phase, int column_phase, float* const* to,
-                            int64_t v_tile) {
-  const int64_t first_column = Stride * left + column_phase, columns = tiles * C + 2;
-  const float* rows[kPoints<R>];
-  bool inside[kPoints<R>];
-  for (int i = 0; i < kPoints<R>; ++i) {
-    const int64_t row = Stride * (top + i) + row_phase;
-    inside[i] = 0 <= row && row < a.in_rows;
-    rows[i] = image + ((inside[i] ? row : 0) * a.in_columns + first_column) * kBlock;
-  }
-  Vec strip[kStrip * C + 2][kPoints<R>];
-  const int64_t begin = first_column < 0 ? ceil_div(-first_column, Stride) : 0;
-  const int64_t end = min(columns, max<int64_t>(begin, ceil_div(a.in_columns - first_column, Stride)));
-  for (int64_t j = 0; j < begin; ++j) {
-    for (int i = 0; i < kPoints<R>; ++i) strip[j][i] = Vec{};
-  }
-  for (int64_t j = begin; j < end; ++j) {
-    Vec x[kPoints<R>];
-    for (int i = 0; i < kPoints<R>; ++i) {
-      x[i] = inside[i] ? reader(rows[i] + j * Stride * kBlock) : Vec{};
-      __builtin_prefetch(rows[i] + (j + kStrip * C) * Stride * kBlock);
-    }
-    input_transform<R>(x, 1, strip[j], 1);
-  }
-  for (int64_t j = end; j < columns; ++j) {
-    for (int i = 0; i < kPoints<R>; ++i) strip[j][i] = Vec{};
-  }
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int i = 0; i < kPoints<R>; ++i) {
-      Vec points[kPoints<C>];
-      input_transform<C>(&strip[t * C][i], kPoints<R>, points, 1);
-      float* const* row = to + i * kPoints<C>;
-      if (!row[1]) continue;  // this phase does not reach the row
-      if (row[0]) store(row[0] + t * v_tile, points[0]);
-      for (int j = 1; j < kPoints<C> - 1; ++j) store(row[j] + t * v_tile, points[j]);
-      if (row[kPoints<C> - 1]) store(row[kPoints<C> - 1] + t * v_tile, points[kPoints<C> - 1]);
-    }
-  }
-}
-
 template <int R, int C, bool Upsampling, bool Activated>
 void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t first,
                       int64_t count, float* v) {
   const Convolution& conv = *a.conv;
   const int64_t blocks[2] = {blocks_of(conv.in_channels[0]), blocks_of(conv.in_channels[1])};
   const int64_t depth = (blocks[0] + blocks[1]) * kBlock, plane = a.in_rows * a.in_columns * kBlock;
-  for_each_run<R, C>(a, first, count, [&](const Run& run) {
+  for_each_run<R, C>({a.batch, a.grid_rows, a.grid_columns}, first, count, [&](const Run& run) {
     for (int64_t t = 0; t < run.count; t += kStrip) {
       const int64_t tiles = min<int64_t>(kStrip, run.count - t);
       for (int source = 0; source < 2; ++source) {
@@ -273,9 +158,9 @@ void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const
                 const int slot = Upsampling ? 0 : points.slot[phase][at];
                 to[at] = slot < 0 ? nullptr : v + at * layout.v_point + (run.at + t) * layout.v_tile + slot * depth + k;
               }
-              transform_strip<R, C, Upsampling ? 1 : 2>(a, Reader<Activated>(a.reading, k), image + part * kLanes,
-                                                        run.tile_row * R - 1, (run.tile_column + t) * C - 1, tiles,
-                                                        phase / 2, phase % 2, to, layout.v_tile);
+              transform_strip<R, C, Upsampling ? 1 : 2>(
+                  a.in_rows, a.in_columns, Reader<Activated>(a.reading, k), image + part * kLanes, run.tile_row * R - 1,
+                  (run.tile_column + t) * C - 1, tiles, phase / 2, phase % 2, to, layout.v_tile);
             }
           }
         }
@@ -327,7 +212,7 @@ void transform_outputs(const ConvolutionRun& a, const Points<R, C>& points, cons
           const int slot = Upsampling ? points.slot[phase][at] : 0;
           from[at] = slot < 0 ? nullptr : m + at * layout.m_point + (slot * blocks + block) * kBlock + part * kLanes;
         }
-        for_each_run<R, C>(a, first, count, [&](const Run& run) {
+        for_each_run<R, C>({a.batch, a.grid_rows, a.grid_columns}, first, count, [&](const Run& run) {
           const int64_t plane = (run.image * out_blocks + first_block + block) * rows * columns * kBlock;
           for (int64_t t = 0; t < run.count; ++t) {
             const int64_t tile = (run.at + t) * layout.m_tile;
@@ -364,7 +249,8 @@ void run_tiles(const ConvolutionRun& a) {
   const Convolution& conv = *a.conv;
   const Points<R, C> points(conv.phases);
   const Layout<R, C> layout(conv, a.tiles_a_task);
-  const int64_t tiles = tiles_of<R, C>(a), chunks = ceil_div(tiles, a.tiles_a_task);
+  const int64_t tiles = tiles_of<R, C>({a.batch, a.grid_rows, a.grid_columns}),
+                chunks = ceil_div(tiles, a.tiles_a_task);
   const int64_t blocks = blocks_of(conv.out_channels), groups = ceil_div(blocks, conv.blocks_a_task);
   const int64_t block_size = packed_block_size<R, C>(conv);
   with_epilogue(a.activation, [&]<bool Raw, bool Before, bool After>() {
@@ -389,43 +275,30 @@ void run_tiles(const ConvolutionRun& a) {
   });
 }
 
-// Calls body.operator()<R, C>() for the convolution's tile.
-template <typename Body>
-auto with_tile(const Convolution& conv, Body body) {
-  switch (10 * conv.tile_rows + conv.tile_columns) {
-    case 44:
-      return body.template operator()<4, 4>();
-    case 42:
-      return body.template operator()<4, 2>();
-    case 24:
-      return body.template operator()<2, 4>();
-    case 22:
-      return body.template operator()<2, 2>();
-    default:
-      return body.template operator()<1, 1>();
-  }
-}
-
 }  // namespace
 
 int64_t convolution_packed_size(const Convolution& conv) {
-  return with_tile(conv, [&]<int R, int C>() { return blocks_of(conv.out_channels) * packed_block_size<R, C>(conv); });
+  return with_tile(conv.tile_rows, conv.tile_columns,
+                   [&]<int R, int C>() { return blocks_of(conv.out_channels) * packed_block_size<R, C>(conv); });
 }
 
 int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task) {
-  return with_tile(conv, [&]<int R, int C>() { return Layout<R, C>(conv, tiles_a_task).size; });
+  return with_tile(conv.tile_rows, conv.tile_columns,
+                   [&]<int R, int C>() { return Layout<R, C>(conv, tiles_a_task).size; });
 }
 
-void convolution_pack(const Convolution& conv, const float* weight, float* packed) {
-  with_tile(conv, [&]<int R, int C>() { pack<R, C>(conv, weight, packed); });
+void convolution_pack(const Convolution& conv, const float* weight, bool precise, float* packed) {
+  with_tile(conv.tile_rows, conv.tile_columns, [&]<int R, int C>() {
+    precise ? pack<R, C, DoubleVec>(conv, weight, packed) : pack<R, C, Vec>(conv, weight, packed);
+  });
 }
 
 void convolution_pack(const Convolution& conv, const double* weight, float* packed) {
-  with_tile(conv, [&]<int R, int C>() { pack<R, C>(conv, weight, packed); });
+  with_tile(conv.tile_rows, conv.tile_columns, [&]<int R, int C>() { pack<R, C, DoubleVec>(conv, weight, packed); });
 }
 
 void convolution_run(const ConvolutionRun& args) {
-  with_tile(*args.conv, [&]<int R, int C>() {
+  with_tile(args.conv->tile_rows, args.conv->tile_columns, [&]<int R, int C>() {
     args.conv->upsampling ? run_tiles<R, C, true>(args) : run_tiles<R, C, false>(args);
   });
 }

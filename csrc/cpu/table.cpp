@@ -16,7 +16,7 @@ void masked_istft(const MaskedIstft& args);
 int64_t multiply_adds(int64_t threads, int64_t rounds);
 int64_t convolution_packed_size(const Convolution& conv);
 int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task);
-void convolution_pack(const Convolution& conv, const float* weight, float* packed);
+void convolution_pack(const Convolution& conv, const float* weight, bool precise, float* packed);
 void convolution_pack(const Convolution& conv, const double* weight, float* packed);
 void convolution_run(const ConvolutionRun& args);
 int64_t input_convolution_scratch_size(int64_t channels, int64_t out_columns);
@@ -25,6 +25,14 @@ int64_t output_convolution_scratch_size(int64_t columns);
 void output_convolution_run(const OutputConvolution& args);
 int64_t dilated_head_scratch_size(int64_t columns);
 void dilated_head_run(const DilatedHead& args);
+int64_t weight_gradient_scratch_size(const WeightGradient& args);
+void weight_gradient(const WeightGradient& args);
+int64_t plane_weight_gradient_scratch_size(const PlaneWeightGradient& args);
+void plane_weight_gradient(const PlaneWeightGradient& args);
+int64_t norm_scratch_size(const Normalisation& args);
+void norm_statistics(const Normalisation& args, const NormStatistics& to);
+void norm_apply(const Normalisation& args, float* y);
+void norm_gradient(const Normalisation& args, const NormGradient& to);
 
 extern const Level kLevel;
 const Level kLevel{
@@ -48,6 +56,14 @@ const Level kLevel{
     .output_convolution_run = &output_convolution_run,
     .dilated_head_scratch_size = &dilated_head_scratch_size,
     .dilated_head_run = &dilated_head_run,
+    .weight_gradient_scratch_size = &weight_gradient_scratch_size,
+    .weight_gradient = &weight_gradient,
+    .plane_weight_gradient_scratch_size = &plane_weight_gradient_scratch_size,
+    .plane_weight_gradient = &plane_weight_gradient,
+    .norm_scratch_size = &norm_scratch_size,
+    .norm_statistics = &norm_statistics,
+    .norm_apply = &norm_apply,
+    .norm_gradient = &norm_gradient,
 };
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .. import unet_training
 from ..checkpoint import COUNTER, Checkpoint, ModelInfo
 from ..config import PRESETS
+from ..dropout import SeededDropout, dropping_layers, set_seeds
 from ..errors import CheckpointError
+from ..ops import kernels_enabled
 from ..unet import UNet
 from .config import TrainingConfig
 from .distributed import Group
-from .dropout import SeededDropout, seed_dropout, set_seeds
 from .examples import Examples
 from .losses import LOSSES
 from .norm import synchronise_norms
@@ -56,15 +58,16 @@ class Trainer:
         check_options(config, device, group)
         self.config, self.examples, self.device, self.group = config, examples, device, group
         self.networks = dict(random_networks(config) if networks is None else networks)
+        layout = self.layout = _layout(config, device)
         self.layers: dict[str, list[SeededDropout]] = {}
         self.averages: dict[str, UNet] = {}
         self.trained: dict[str, nn.Module] = {}  # what is called: the network, perhaps compiled and distributed
         for stem, network in self.networks.items():
-            network.requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.requires_grad_(True).to(device, memory_format=layout)  # type: ignore[call-overload]
             if config.freeze_all_but:
                 network.freeze(all_but=config.freeze_all_but)
             self.averages[stem] = copy.deepcopy(network).eval().requires_grad_(False)
-            self.layers[stem] = seed_dropout(network.train())
+            self.layers[stem] = dropping_layers(network.train())
             self.trained[stem] = self._wrapped(network)
         self.parameters = {
             f"{stem}.{name}": parameter
@@ -140,9 +143,9 @@ class Trainer:
             if step and any(value is None for value in moments.values()):
                 raise CheckpointError(f"it has not the optimiser's moments of {name}")
             if step:
-                layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
                 self.optimiser.state[parameter] = {
-                    moment: value.to(self.device, memory_format=layout if value.ndim else torch.preserve_format)
+                    # moments lie in memory as their parameter does
+                    moment: torch.empty_like(parameter).copy_(value) if value.ndim else value.to(self.device)
                     for moment, value in moments.items()
                     if value is not None
                 }
@@ -162,7 +165,7 @@ class Trainer:
         dtype = DTYPES[self.config.precision]
         context = torch.autocast(self.device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
         with context:
-            mask: Tensor = network(magnitude.contiguous(memory_format=torch.channels_last))
+            mask: Tensor = network(magnitude.contiguous(memory_format=self.layout))
         return mask.float()
 
     def _clipped(self, network: UNet) -> Tensor:
@@ -197,6 +200,13 @@ class Trainer:
                 if mine.is_floating_point()
             ]
             torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], share)
+
+
+def _layout(config: TrainingConfig, device: torch.device) -> torch.memory_format:
+    """How weights lie in memory: as the kernels read them, or as PyTorch's convolutions are fastest."""
+    plain = config.precision == "float32" and not config.compile and not config.freeze_all_but
+    in_kernels = plain and device.type == "cpu" and unet_training.suits(config.model.unet) and kernels_enabled()
+    return torch.contiguous_format if in_kernels else torch.channels_last
 
 
 def check_options(config: TrainingConfig, device: torch.device, group: Group) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..unet import UNet
+if TYPE_CHECKING:
+    from .unet import UNet
 
 MASK_64 = 2**64 - 1
 
@@ -16,23 +18,35 @@ ROUNDS = ((17, -312814405), (11, -1404298415), (15, 830770091))
 
 
 class SeededDropout(nn.Module):
-    """Drops each element with a probability, by a hash of its example's seed and its place in the example."""
+    """Drops each element with a probability, by a hash of its example's seed and its place in the example.
+
+    The seeds are drawn anew for each call, from torch's generator, unless `seeds` are set.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self.seeds: Tensor | None = None  # [batch], int32: to be set before each call in training
+        self.seeds: Tensor | None = None  # [batch], int32
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0.0:
             return x
-        assert self.seeds is not None and len(self.seeds) == len(x), "one seed an example"
         places = _mixed(torch.arange(x[0].numel(), dtype=torch.int32, device=x.device), *ROUNDS[0])
-        number = places[None] + self.seeds[:, None]
+        number = places[None] + self.seeds_for(x)[:, None]
         for shift, factor in ROUNDS[1:]:
             number = _mixed(number, shift, factor)
         kept = number >= round(self.probability * 2**32) - 2**31
         return x * (kept.view(x.shape) * (1.0 / (1.0 - self.probability))).to(x.dtype)
+
+    def seeds_for(self, x: Tensor) -> Tensor:
+        """The seeds of a batch's examples."""
+        if self.seeds is None:
+            return torch.randint(-(2**31), 2**31, (len(x),), dtype=torch.int32, device=x.device)
+        assert len(self.seeds) == len(x), "one seed an example"
+        return self.seeds
+
+    def extra_repr(self) -> str:
+        return f"{self.probability}"
 
 
 def _mixed(number: Tensor, shift: int, factor: int) -> Tensor:
@@ -40,14 +54,9 @@ def _mixed(number: Tensor, shift: int, factor: int) -> Tensor:
     return number.mul_(factor)
 
 
-def seed_dropout(network: UNet) -> list[SeededDropout]:
-    """Puts seeded dropout in the place of the network's own; returns the layers, from the input to the output."""
-    layers = []
-    for block in network.decoder_blocks:
-        if isinstance(block.dropout, nn.Dropout) and block.dropout.p > 0:
-            layers.append(SeededDropout(block.dropout.p).train(block.dropout.training))
-            block.dropout = layers[-1]
-    return layers
+def dropping_layers(network: UNet) -> list[SeededDropout]:
+    """From the input to the output."""
+    return [block.dropout for block in network.decoder_blocks if block.dropout.probability > 0]
 
 
 def set_seeds(layers: list[SeededDropout], examples: Sequence[tuple[int, ...]], device: torch.device) -> None:

@@ -1,0 +1,45 @@
+// What the U-Net's training comes down to, as ops on tensors, float32 on the CPU. Maps lie in the kernels' blocks of
+// channels, [batch, blocks, rows, columns, kBlock], from the first convolution to the last; the network's input and
+// output are planes [batch, channels, rows, columns]. Each op's gradients are ops of this list, so that what is trained
+// is what was tested; pyunetsep/ops/training.py says which.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace pyunetsep {
+
+// A 5x5 convolution of stride 2 of a map or of planes (fewer than kBlock) -> a map. Rows and columns are even; the
+// weight is [out, in, 5, 5].
+at::Tensor training_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         std::string_view alignment);
+
+// A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes. The weight is
+// [skip's channels and x's, out, 5, 5]; `skip_channels` of them are the skip's.
+at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels,
+                           const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool to_planes,
+                           std::string_view alignment);
+
+// The weight's gradient of both: of the strided convolution `coarse` is its output's gradient and `fine` its input, of
+// the transposed one `coarse` is its input, behind a `skip` if there is one, and `fine` its output's gradient. The
+// channels are the skip's, coarse's and fine's -> [skip's and coarse's, fine's, 5, 5].
+at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optional<at::Tensor>& skip,
+                                    const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment);
+
+// Batch norm by the batch's own statistics between two activations, then dropout: y, and mean and variance [channels]
+// of p = max(x, inner_slope x), y = max(z, slope z), z = weight (p - mean) / sqrt(variance + epsilon) + bias. `seeds`
+// [batch], int32, are the examples'; without them nothing is dropped.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm(const at::Tensor& x, const at::Tensor& weight,
+                                                             const at::Tensor& bias, double epsilon, double inner_slope,
+                                                             double slope, const std::optional<at::Tensor>& seeds,
+                                                             double dropout);
+
+// Of y's gradient, and what training_norm took and gave: the gradients of x, weight and bias.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm_gradient(
+    const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+    const at::Tensor& mean, const at::Tensor& variance, double epsilon, double inner_slope, double slope,
+    const std::optional<at::Tensor>& seeds, double dropout);
+
+}  // namespace pyunetsep

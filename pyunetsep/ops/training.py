@@ -1,0 +1,171 @@
+"""The ops of the U-Net's training, differentiable, float32 on the CPU.
+
+Maps lie as the kernels read and write them, in blocks of channels: [batch, blocks, bins, frames, BLOCK]. The first
+convolution takes planes, [batch, channels, bins, frames], and the last gives them. What these ops compute is what
+`torch.nn.functional` does between `to_blocks` and `from_blocks`; the gradient of a convolution's input is a convolution
+of the other kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import kernels as _kernels  # noqa: F401  loads the extension, which has the ops
+
+BLOCK = 16  # channels
+
+conv = torch.ops.pyunetsep.training_conv.default
+upconv = torch.ops.pyunetsep.training_upconv.default
+weight_gradient = torch.ops.pyunetsep.training_weight_gradient.default
+norm = torch.ops.pyunetsep.training_norm.default
+norm_gradient = torch.ops.pyunetsep.training_norm_gradient.default
+
+
+def blocks_of(channels: int) -> int:
+    return -(-channels // BLOCK)
+
+
+def to_blocks(planes: Tensor) -> Tensor:
+    """[batch, channels, bins, frames] -> [batch, blocks, bins, frames, BLOCK], zeros behind the last channel."""
+    missing = blocks_of(planes.shape[1]) * BLOCK - planes.shape[1]
+    return F.pad(planes, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, BLOCK)).permute(0, 1, 3, 4, 2).contiguous()
+
+
+def from_blocks(blocks: Tensor, channels: int) -> Tensor:
+    """[batch, blocks, bins, frames, BLOCK] -> [batch, channels, bins, frames]."""
+    return blocks.permute(0, 1, 4, 2, 3).flatten(1, 2)[:, :channels].contiguous()
+
+
+# ---- shapes, for torch.compile
+
+
+@torch.library.register_fake("pyunetsep::training_conv")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, alignment: str) -> Tensor:
+    return x.new_empty((x.shape[0], blocks_of(weight.shape[0]), x.shape[2] // 2, x.shape[3] // 2, BLOCK))
+
+
+@torch.library.register_fake("pyunetsep::training_upconv")
+def _(
+    x: Tensor,
+    skip: Tensor | None,
+    skip_channels: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    to_planes: bool,
+    alignment: str,
+) -> Tensor:
+    channels, size = weight.shape[1], (2 * x.shape[2], 2 * x.shape[3])
+    return x.new_empty((x.shape[0], channels, *size) if to_planes else (x.shape[0], blocks_of(channels), *size, BLOCK))
+
+
+@torch.library.register_fake("pyunetsep::training_weight_gradient")
+def _(coarse: Tensor, skip: Tensor | None, fine: Tensor, channels: list[int], alignment: str) -> Tensor:
+    return coarse.new_empty((channels[0] + channels[1], channels[2], 5, 5))
+
+
+@torch.library.register_fake("pyunetsep::training_norm")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    inner_slope: float,
+    slope: float,
+    seeds: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+@torch.library.register_fake("pyunetsep::training_norm_gradient")
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+    inner_slope: float,
+    slope: float,
+    seeds: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+# ---- gradients
+
+
+def _bias_gradient(gradient: Tensor, channels: int) -> Tensor:
+    return gradient.sum((0, 2, 3)).flatten()[:channels]
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
+    x, weight, _, ctx.alignment = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _conv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    out, channels = weight.shape[:2]
+    return (
+        upconv(gradient, None, 0, weight, None, x.ndim == 4, ctx.alignment) if needs_x else None,
+        weight_gradient(gradient, None, x, [0, out, channels], ctx.alignment) if needs_weight else None,
+        _bias_gradient(gradient, out) if needs_bias else None,
+        None,
+    )
+
+
+torch.library.register_autograd("pyunetsep::training_conv", _conv_backward, setup_context=_conv_setup)
+
+
+def _upconv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, skip, ctx.skip_channels, weight, _, _, ctx.alignment = inputs
+    ctx.save_for_backward(x, skip, weight)
+
+
+def _upconv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, skip, weight = ctx.saved_tensors
+    needs_x, needs_skip, _, needs_weight, needs_bias, _, _ = ctx.needs_input_grad
+    first, channels, out = ctx.skip_channels, weight.shape[0] - ctx.skip_channels, weight.shape[1]
+    of_x = of_skip = None
+    if first % BLOCK == 0 and needs_x:  # both lie in one map
+        both = conv(gradient, weight, None, ctx.alignment)
+        of_skip, of_x = both.split([first // BLOCK, blocks_of(channels)], 1)
+    else:
+        of_x = conv(gradient, weight[first:], None, ctx.alignment) if needs_x else None
+        of_skip = conv(gradient, weight[:first], None, ctx.alignment) if needs_skip else None
+    return (
+        of_x,
+        of_skip if needs_skip else None,
+        None,
+        weight_gradient(x, skip, gradient, [first, channels, out], ctx.alignment) if needs_weight else None,
+        _bias_gradient(gradient, out) if needs_bias else None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("pyunetsep::training_upconv", _upconv_backward, setup_context=_upconv_setup)
+
+
+def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, *ctx.numbers, seeds, ctx.dropout = inputs
+    _, mean, variance = output
+    ctx.save_for_backward(x, weight, bias, mean, variance, seeds)
+    ctx.mark_non_differentiable(mean, variance)
+
+
+def _norm_backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, seeds = ctx.saved_tensors
+    of_x, of_weight, of_bias = norm_gradient(gradient, *tensors, *ctx.numbers, seeds, ctx.dropout)
+    return of_x, of_weight, of_bias, None, None, None, None, None
+
+
+torch.library.register_autograd("pyunetsep::training_norm", _norm_backward, setup_context=_norm_setup)

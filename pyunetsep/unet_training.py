@@ -1,0 +1,99 @@
+"""The U-Net's forward pass in training, through the kernels: from planes to blocks of channels, and back at the end.
+
+It does what `UNet.forward` does in plain PyTorch, and updates the norms' running statistics as PyTorch does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .dropout import SeededDropout
+from .ops import kernels_enabled, training
+
+if TYPE_CHECKING:
+    from .config import UNetConfig
+    from .unet import DecoderBlock, UNet
+
+
+def serves(network: UNet, magnitude: Tensor) -> bool:
+    """Whether the kernels can train this network on these magnitudes: on a CPU in float32, and all of it."""
+    norms = [block.norm for block in [*network.encoder_blocks, *network.decoder_blocks] if block.norm is not None]
+    return (
+        network.training
+        and magnitude.numel() > 0
+        and magnitude.device.type == "cpu"
+        and magnitude.dtype == network.dtype == torch.float32
+        and network.device.type == "cpu"
+        and suits(network.config)
+        # a frozen block, or one whose statistics are those of all processes, is PyTorch's
+        and all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and kernels_enabled()
+    )
+
+
+def suits(config: UNetConfig) -> bool:
+    """Whether there are kernels for the training of such networks."""
+    return config.upsampling == "transposed" and config.input_channels < training.BLOCK
+
+
+def forward(network: UNet, magnitude: Tensor) -> Tensor:
+    """The mask; see `UNet.forward`."""
+    alignment, raw_skips = network.config.alignment, network.config.skips == "raw"
+    skips = []
+    x = magnitude
+    for encoder_block in network.encoder_blocks:
+        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment)
+        x = raw
+        if encoder_block.norm is not None:
+            x = _normalised(encoder_block.norm, raw, slope=encoder_block.leaky_slope)
+        skips.append((raw if raw_skips else x, encoder_block.conv.out_channels))
+    x, _ = skips.pop()
+    skip, skip_channels = None, 0
+    last = network.decoder_blocks[-1]
+    for decoder_block in network.decoder_blocks:
+        conv = decoder_block.conv
+        x = training.upconv(x, skip, skip_channels, conv.weight, conv.bias, decoder_block is last, alignment)
+        x = decoder_block.finish(x) if decoder_block is last else _finished(decoder_block, x)
+        if skips:
+            skip, skip_channels = skips.pop()
+    return torch.sigmoid(network.head(x))
+
+
+def _finished(block: DecoderBlock, x: Tensor) -> Tensor:
+    """Norm, ReLU and dropout of a decoder block."""
+    assert block.norm is not None
+    seeds, dropout = None, 0.0
+    if isinstance(block.dropout, SeededDropout) and block.dropout.training:
+        dropout = block.dropout.probability
+        seeds = block.dropout.seeds_for(x) if dropout else None
+    slopes = (1.0, 0.0) if block.norm_first else (0.0, 1.0)
+    return _normalised(block.norm, x, inner_slope=slopes[0], slope=slopes[1], seeds=seeds, dropout=dropout)
+
+
+def _normalised(
+    norm: nn.BatchNorm2d,
+    x: Tensor,
+    *,
+    inner_slope: float = 1.0,
+    slope: float = 1.0,
+    seeds: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    values = x.shape[0] * x.shape[2] * x.shape[3]
+    if values == 1:
+        raise ValueError(f"batch norm in training needs more than one value a channel, got a map of {list(x.shape)}")
+    y, mean, variance = training.norm(x, norm.weight, norm.bias, norm.eps, inner_slope, slope, seeds, dropout)
+    assert norm.momentum is not None
+    with torch.no_grad():
+        for running, new in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
+            if running is not None:
+                running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    result: Tensor = y
+    return result

@@ -1,0 +1,343 @@
+"""The U-Net's training ops: what they compute and their gradients, at every SIMD level of the processor."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyunetsep.benchmark import use_kernels
+from pyunetsep.config import JANSSON2017, SPLEETER
+from pyunetsep.dropout import SeededDropout
+from pyunetsep.ops import training
+from pyunetsep.unet import DownConv, UNet, UpConv
+from tests.judge import judge
+from tests.test_blocks import WINOGRAD
+
+SHAPES = {  # batch, channels of the skip, the fine side's and the coarse side's, coarse bins and frames
+    "smallest": (1, 0, 16, 1, 1, 1),
+    "odd": (2, 3, 17, 5, 5, 3),
+    "prime": (1, 19, 23, 37, 11, 7),
+    "whole blocks": (3, 32, 16, 32, 8, 12),
+    "some chunks": (16, 16, 16, 16, 32, 40),
+    "second of the paper": (2, 16, 16, 32, 128, 32),
+    "bottleneck": (2, 0, 256, 512, 8, 2),
+    "one tile of many": (20, 0, 32, 48, 8, 2),  # 4x2 tiles
+    "two rows": (20, 16, 17, 20, 2, 8),  # 2x4 tiles
+}
+SHAPED = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+ALIGNMENTS = pytest.mark.parametrize("alignment", ["pytorch", "tensorflow"])
+
+
+def down(x: Tensor, weight: Tensor, bias: Tensor | None, alignment: str) -> Tensor:
+    if alignment == "tensorflow":
+        return F.conv2d(F.pad(x, (1, 2, 1, 2)), weight, bias, stride=2)
+    return F.conv2d(x, weight, bias, stride=2, padding=2)
+
+
+def up(x: Tensor, weight: Tensor, bias: Tensor | None, alignment: str) -> Tensor:
+    if alignment == "tensorflow":
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)[..., :-1, :-1]
+    return F.conv_transpose2d(x, weight, bias, stride=2, padding=2, output_padding=1)
+
+
+def test_the_convolutions_are_those_of_the_network():
+    x = torch.rand(1, 3, 8, 12)
+    for alignment in ("pytorch", "tensorflow"):
+        for module, function in ((DownConv(3, 5, alignment), down), (UpConv(3, 5, alignment), up)):
+            assert torch.equal(module(x), function(x, module.weight, module.bias, alignment))
+
+
+def test_there_and_back():
+    x = torch.rand(2, 21, 3, 5)
+    blocks = training.to_blocks(x)
+    assert blocks.shape == (2, 2, 3, 5, 16) and torch.equal(training.from_blocks(blocks, 21), x)
+    assert blocks[:, 1, ..., 5:].count_nonzero() == 0
+
+
+# ---- convolutions
+
+
+def scaled(*shape: int, by: int) -> Tensor:
+    return torch.randn(shape) * (2 / (25 * by)) ** 0.5
+
+
+@ALIGNMENTS
+@SHAPED
+@pytest.mark.parametrize("planes", [False, True])
+def test_strided_convolution(shape, planes, alignment, level):
+    batch, _, channels, out, bins, frames = shape
+    channels = 2 if planes else channels
+    x, weight, bias = torch.rand(batch, channels, 2 * bins, 2 * frames), scaled(out, channels, 5, 5, by=channels), None
+    if batch > 1:
+        bias = torch.randn(out)
+    y = training.conv(x if planes else training.to_blocks(x), weight, bias, alignment)
+    assert y.shape == (batch, training.blocks_of(out), bins, frames, 16)
+    judge(training.from_blocks(y, out), down, x, weight, bias, alignment, times=WINOGRAD)
+    assert y.permute(0, 2, 3, 1, 4).flatten(3)[..., out:].count_nonzero() == 0
+
+
+@ALIGNMENTS
+@SHAPED
+@pytest.mark.parametrize("planes", [False, True])
+def test_transposed_convolution(shape, planes, alignment, level):
+    batch, skips, out, channels, bins, frames = shape
+    out = 2 if planes else out
+    skip = torch.rand(batch, skips, bins, frames) if skips else None
+    x, weight = torch.rand(batch, channels, bins, frames), scaled(skips + channels, out, 5, 5, by=skips + channels)
+    bias = torch.randn(out) if batch > 1 else None
+    blocks = None if skip is None else training.to_blocks(skip)
+    y = training.upconv(training.to_blocks(x), blocks, skips, weight, bias, planes, alignment)
+    together = x if skip is None else torch.cat((skip, x), 1)
+    judge(y if planes else training.from_blocks(y, out), up, together, weight, bias, alignment, times=WINOGRAD)
+
+
+def of_weight(fine: Tensor, coarse: Tensor, alignment: str) -> Tensor:
+    weight = torch.zeros(coarse.shape[1], fine.shape[1], 5, 5, dtype=fine.dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(down(fine, weight, None, alignment), weight, coarse)
+    return gradient
+
+
+@ALIGNMENTS
+@SHAPED
+@pytest.mark.parametrize("planes", [False, True])
+def test_gradient_of_the_weight(shape, planes, alignment, level):
+    batch, skips, fine_channels, channels, bins, frames = shape
+    fine_channels = 2 if planes else fine_channels
+    fine = torch.rand(batch, fine_channels, 2 * bins, 2 * frames)
+    coarse, skip = torch.randn(batch, channels, bins, frames), torch.rand(batch, skips, bins, frames)
+    gradient = training.weight_gradient(
+        training.to_blocks(coarse),
+        training.to_blocks(skip) if skips else None,
+        fine if planes else training.to_blocks(fine),
+        [skips, channels, fine_channels],
+        alignment,
+    )
+    judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=WINOGRAD)
+
+
+def test_small_integers_are_exact(level):
+    """All transforms divide by powers of two but for 1/3 and 1/15, which only sums of many tiles would show."""
+    coarse, fine = (torch.randint(-2, 3, (2, 16, size, size)).float() for size in (2, 4))
+    blocks = [training.to_blocks(x) for x in (coarse, fine)]
+    for alignment in ("pytorch", "tensorflow"):
+        gradient = training.weight_gradient(blocks[0], None, blocks[1], [0, 16, 16], alignment)
+        assert torch.equal(gradient, of_weight(fine, coarse, alignment))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_do_not_depend_on_the_threads(threads):
+    x, gradient = (training.to_blocks(torch.randn(5, 32, size, size)) for size in (32, 16))
+    before = torch.get_num_threads()
+    results = []
+    for number in (2, threads):
+        torch.set_num_threads(number)
+        results.append(training.weight_gradient(gradient, None, x, [0, 32, 32], "pytorch"))
+        results += training.norm(x, torch.ones(32), torch.zeros(32), 1e-5, 1.0, 0.2, None, 0.0)
+    torch.set_num_threads(before)
+    half = len(results) // 2
+    assert all(torch.equal(a, b) for a, b in zip(results[:half], results[half:], strict=True))
+
+
+# ---- norm
+
+
+def reference_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    inner_slope: float,
+    slope: float,
+    seeds: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    z = F.batch_norm(F.leaky_relu(x, inner_slope), None, None, weight, bias, training=True, eps=epsilon)
+    layer = SeededDropout(dropout if seeds is not None else 0.0)
+    layer.seeds = None if seeds is None else seeds.to(torch.int32)
+    return layer(F.leaky_relu(z, slope))
+
+
+NORMS = {  # channels, bins, frames, slopes
+    "encoder": (32, 16, 24, 1.0, 0.2),
+    "decoder": (16, 64, 40, 1.0, 0.0),
+    "norm last": (19, 7, 5, 0.0, 1.0),
+    "one block of many": (3, 128, 33, 1.0, 0.0),
+    "two values": (40, 1, 1, 1.0, 0.2),
+}
+
+
+@pytest.mark.parametrize("dropout", [None, 0.5, 0.1])
+@pytest.mark.parametrize("shape", NORMS.values(), ids=NORMS)
+def test_norm(shape, dropout, level):
+    channels, bins, frames, *slopes = shape
+    x = 3 + 2 * torch.randn(2, channels, bins, frames)
+    weight, bias, gradient = 1 + 0.1 * torch.randn(channels), torch.randn(channels), torch.randn(x.shape)
+    seeds = None if dropout is None else torch.tensor([5, -(2**31)], dtype=torch.int32)
+    rest = (1e-5, *slopes, seeds, dropout or 0.0)
+    y, mean, variance = training.norm(training.to_blocks(x), weight, bias, *rest)
+    judge(training.from_blocks(y, channels), reference_norm, x, weight, bias, *rest)
+    inner = F.leaky_relu(x.double(), slopes[0])
+    assert torch.allclose(mean.double(), inner.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(variance.double(), inner.var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
+
+    made = training.norm_gradient(
+        training.to_blocks(gradient), training.to_blocks(x), weight, bias, mean, variance, *rest
+    )
+    for i, result in enumerate((training.from_blocks(made[0], channels), *made[1:])):
+
+        def of(x, weight, bias, gradient, i=i):
+            inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+            return torch.autograd.grad(reference_norm(*inputs, *rest), inputs, gradient)[i]
+
+        judge(result, of, x, weight, bias, gradient, times=4)
+
+
+# ---- as differentiable ops
+
+
+@pytest.mark.parametrize("alignment", ["pytorch", "tensorflow"])
+def test_opcheck(alignment):
+    blocks = [training.to_blocks(torch.randn(2, 5, 4, 6)).requires_grad_() for _ in range(2)]
+    weight, bias = torch.randn(7, 5, 5, 5, requires_grad=True), torch.randn(7, requires_grad=True)
+    torch.library.opcheck(training.conv, (blocks[0], weight, bias, alignment))
+    torch.library.opcheck(training.conv, (torch.randn(2, 5, 4, 6), weight, None, alignment))
+    up_weight = torch.randn(10, 7, 5, 5, requires_grad=True)
+    for to_planes in (False, True):
+        torch.library.opcheck(training.upconv, (*blocks, 5, up_weight, bias, to_planes, alignment))
+    norm_arguments = (blocks[0], torch.ones(5, requires_grad=True), torch.zeros(5, requires_grad=True), 1e-3, 1.0, 0.2)
+    torch.library.opcheck(training.norm, (*norm_arguments, torch.tensor([1, 2], dtype=torch.int32), 0.5))
+
+
+def gradients(network: UNet, magnitude: Tensor, kernels: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    network.zero_grad()
+    with use_kernels(kernels):
+        mask = network(magnitude)
+        (mask * magnitude).square().mean().backward()
+    return mask.detach(), {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "changes"),
+    [
+        (JANSSON2017.unet, (3, 17, 32), {}),
+        (JANSSON2017.unet, (16, 32), {"dropout": 0.0, "alignment": "tensorflow"}),
+        (SPLEETER.unet, (16, 32, 20), {}),
+        (SPLEETER.unet, (4,), {"dropout_blocks": 1}),
+    ],
+)
+def test_a_network_trains_as_in_plain_pytorch(config, channels, changes, level):
+    """Against float64, no gradient is more than a few times as far off as that of PyTorch in float32."""
+    torch.manual_seed(1)
+    config = dataclasses.replace(config, channels=channels, dropout_blocks=min(config.dropout_blocks, len(channels)))
+    config = dataclasses.replace(config, **changes)
+    network = UNet(config).train()
+    for layer in network.decoder_blocks:
+        layer.dropout.seeds = torch.tensor([3, 4], dtype=torch.int32)
+    magnitude = torch.rand(2, config.input_channels, 32, 48)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    mask, made = gradients(network, magnitude, True)
+    statistics = {key: value.clone() for key, value in network.state_dict().items() if "norm" in key}
+    network.load_state_dict(state)
+    _, own = gradients(network, magnitude, False)
+    for key, value in network.state_dict().items():
+        if "norm" in key:
+            assert torch.allclose(statistics[key], value, rtol=1e-5, atol=1e-6), key
+    network.load_state_dict(state)
+    true_mask, true = gradients(network.double(), magnitude.double(), False)
+    assert (mask - true_mask).abs().max() < 1e-5
+    for name, gradient in made.items():
+        error, own_error = ((g - true[name]).norm() for g in (gradient, own[name]))
+        assert error <= WINOGRAD * own_error + 1e-6 * true[name].norm() + 1e-9, name
+
+
+def test_which_networks_the_kernels_train(monkeypatch):
+    seen = []
+    monkeypatch.setattr("pyunetsep.unet_training.forward", lambda network, magnitude: seen.append(1) or magnitude)
+    small = dataclasses.replace(JANSSON2017.unet, channels=(4, 8), dropout_blocks=0)
+
+    def served(network=None, magnitude=None, kernels=True, **changes):
+        seen.clear()
+        with use_kernels(kernels):
+            network = network or UNet(dataclasses.replace(small, **changes)).train()
+            network(torch.rand(2, network.config.input_channels, 8, 8) if magnitude is None else magnitude)
+        return bool(seen)
+
+    assert served()
+    assert not served(kernels=False)
+    assert not served(UNet(small).eval())
+    assert not served(upsampling="nearest")
+    assert not served(UNet(small).double().train(), torch.rand(2, 1, 8, 8, dtype=torch.float64))
+    assert not served(magnitude=torch.rand(0, 1, 8, 8))
+    frozen = UNet(small).train()
+    frozen.freeze(all_but=1)
+    assert not served(frozen)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not served()
+
+
+def test_one_value_a_channel_is_an_error():
+    network = UNet(dataclasses.replace(JANSSON2017.unet, channels=(4, 8), dropout_blocks=0)).train()
+    with pytest.raises(ValueError, match="more than one value a channel"):
+        network(torch.rand(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda x, w: training.conv(x, w, None, "other"), "alignment: got 'other'"),
+        (lambda x, w: training.conv(x[..., :8], w, None, "pytorch"), r"x: got shape .* wants \[batch, 1"),
+        (lambda x, w: training.conv(x[:, :, :3], w, None, "pytorch"), "x: got shape .* wants even"),
+        (lambda x, w: training.conv(x, w[..., :3], None, "pytorch"), "weight: got shape"),
+        (lambda x, w: training.conv(x, w, w[0, 0, 0], "pytorch"), r"bias: got shape \[5\], wants \[4\]"),
+        (lambda x, w: training.conv(torch.rand(1, 16, 4, 4), w[:, :1].expand(4, 16, 5, 5), None, "pytorch"), "fewer"),
+        (lambda x, w: training.upconv(x, None, 2, w, None, False, "pytorch"), "skip_channels: got 2, wants 0"),
+        (lambda x, w: training.upconv(x, x, 4, w, None, False, "pytorch"), "skip_channels: got 4, wants fewer"),
+        (lambda x, w: training.upconv(x, x[:, :, :2], 2, w, None, False, "pytorch"), "skip: got shape"),
+        (lambda x, w: training.weight_gradient(x, None, x, [0, 4, 4], "pytorch"), "fine: got shape .* wants twice"),
+        (lambda x, w: training.weight_gradient(x, None, x, [4, 4], "pytorch"), "channels: got"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(call, problem):
+    with pytest.raises(ValueError, match=problem):
+        call(torch.rand(2, 1, 4, 4, 16), torch.rand(4, 4, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "problem"),
+    [
+        ({"weight": torch.ones(17)}, ValueError, "x: got shape"),
+        ({"bias": torch.ones(3)}, ValueError, "bias: got shape"),
+        ({"inner_slope": 2.0}, ValueError, "inner_slope: got 2"),
+        ({"slope": -1.0}, ValueError, "slope: got -1"),
+        ({"dropout": 1.0}, ValueError, "dropout: got 1"),
+        ({"seeds": torch.ones(2)}, TypeError, "seeds: got dtype Float"),
+        ({"seeds": torch.ones(3, dtype=torch.int32)}, ValueError, "seeds: got shape"),
+        ({"x": torch.rand(2, 1, 2, 2, 16).double()}, TypeError, "x: got dtype Double"),
+    ],
+)
+def test_what_does_not_fit_a_norm_is_an_error(changes, error, problem):
+    arguments = {
+        "x": torch.rand(2, 1, 2, 2, 16),
+        "weight": torch.ones(16),
+        "bias": torch.ones(16),
+        "epsilon": 1e-5,
+        "inner_slope": 1.0,
+        "slope": 0.0,
+        "seeds": torch.tensor([1, 2], dtype=torch.int32),
+        "dropout": 0.5,
+    }
+    with pytest.raises(error, match=problem):
+        training.norm(*(arguments | changes).values())
+
+
+def test_every_pair_of_alignment_and_depth_fits_the_phases():
+    """A strided convolution and its transpose are each other's adjoint: <y, conv(x)> = <upconv(y), x>."""
+    for alignment, (bins, frames) in itertools.product(("pytorch", "tensorflow"), ((2, 2), (6, 10), (16, 4))):
+        x, y = torch.randn(1, 16, bins, frames), torch.randn(1, 32, bins // 2, frames // 2)
+        weight = torch.randn(32, 16, 5, 5)
+        there = training.from_blocks(training.conv(training.to_blocks(x), weight, None, alignment), 32)
+        back = training.upconv(training.to_blocks(y), None, 0, weight, None, False, alignment)
+        assert torch.allclose((y * there).sum(), (training.from_blocks(back, 16) * x).sum(), rtol=1e-3, atol=1e-2)
