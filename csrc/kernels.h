@@ -162,10 +162,10 @@ struct InputConvolution {
 
 // What becomes of the last layer's sums.
 enum class Ending {
-  plain,      // nothing
   sigmoid,    // a mask
   masked,     // a mask times the network's input
   activated,  // relu and a scale and a shift: input of the head
+  plain,      // nothing
 };
 
 // A plane that is written, and for Ending::masked one that is read.

@@ -107,7 +107,8 @@ __device__ __forceinline__ void store_outputs(const Output& output, int network,
   float y[kCount];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    y[i] = output.ending == cpu::Ending::activated ? x[i] : 1.0f / (1.0f + expf(-x[i]));
+    const bool mask = output.ending == cpu::Ending::sigmoid || output.ending == cpu::Ending::masked;
+    y[i] = mask ? 1.0f / (1.0f + expf(-x[i])) : x[i];
     if (output.ending == cpu::Ending::masked) y[i] *= magnitude[i];
   }
   if (kCount == 2 && reinterpret_cast<uintptr_t>(to) % 8 == 0) {

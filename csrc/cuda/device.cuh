@@ -108,6 +108,15 @@ __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const void* row)
                : "memory");
 }
 
+// The same of 16-bit elements, each matrix turned: lane l gets the elements at places l / 4 of rows 2 (l % 4) and the
+// next.
+__device__ __forceinline__ void load_turned_matrices(uint32_t (&x)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
 // d += a b for a 16x16, b 16x8, d 16x8. Lane l = 4 g + t holds of a, in this order, rows g, g + 8, g, g + 8 and columns
 // 2 t, 2 t, 2 t + 8, 2 t + 8 (and the next); of b rows 2 t and 2 t + 8 (and the next) of column g; of d rows g, g, g +
 // 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.

@@ -104,6 +104,21 @@ struct DilatedHeadRun {
 };
 void dilated_head(const DilatedHeadRun& run, Queue queue);
 
+// The gradient of a 5x5 filter of stride 2 between a coarse map and a fine one of twice its size, of one network: the
+// strided convolution's output (its gradient) and input, or the transposed one's input and output (its gradient).
+struct WeightGradientRun {
+  Element element;
+  Alignment alignment;
+  const void* coarse;  // [batch, rows, columns, channels]
+  const void* fine;    // [batch, 2 rows, 2 columns, channels]
+  int64_t batch, rows, columns;
+  int64_t coarse_channels, fine_channels;
+  float* gradient;      // [coarse_channels, fine_channels, 5, 5]
+  float* partial_sums;  // weight_gradient_bytes
+};
+int64_t weight_gradient_bytes(const WeightGradientRun& run, const DeviceFacts& facts);
+void weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Queue queue);
+
 DeviceFacts device_facts(int device);
 
 }  // namespace pyunetsep::cuda

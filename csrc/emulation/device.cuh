@@ -115,6 +115,7 @@ T shuffled(T value, int from_lane, Line line) {  // from_lane: whose value, 0 ..
 }
 
 void load_matrices(uint32_t (&x)[4], const void* row, Line line);
+void load_turned_matrices(uint32_t (&x)[4], const void* row, Line line);
 void multiply_add_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Line line);
 void multiply_add_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Line line);
 void copy_async16(void* shared, const void* global, bool inside);
@@ -204,6 +205,9 @@ inline void store16(void* p, uint4 x) {
 
 inline void load_matrices(uint32_t (&x)[4], const void* row, int line = __builtin_LINE()) {
   emulation::load_matrices(x, row, line);
+}
+inline void load_turned_matrices(uint32_t (&x)[4], const void* row, int line = __builtin_LINE()) {
+  emulation::load_turned_matrices(x, row, line);
 }
 
 template <typename T>

@@ -366,19 +366,47 @@ void require_shared(const void* p, size_t bytes, const char* what) {
   require(shared_memory <= at && at + bytes <= shared_memory + block->shared_bytes, what);
 }
 
+namespace {
+
+// What a lane brings to load_matrices, and gets.
+struct Loading {
+  uint32_t* x;
+  const void* row;
+
+  Loading(uint32_t (&x)[4], const void* row) : x(x), row(row) {
+    require_shared(row, 16, "load_matrices wants rows in shared memory");
+    require_aligned(row, "load_matrices wants rows at multiples of 16 bytes");
+  }
+};
+
+const unsigned char* row_of(void* const* operands, int lane) {
+  return static_cast<const unsigned char*>(static_cast<Loading*>(operands[lane])->row);
+}
+
+}  // namespace
+
 void load_matrices(uint32_t (&x)[4], const void* row, Line line) {
-  require_shared(row, 16, "load_matrices wants rows in shared memory");
-  require_aligned(row, "load_matrices wants rows at multiples of 16 bytes");
-  struct Operand {
-    uint32_t* x;
-    const void* row;
-  } mine{x, row};
+  Loading mine(x, row);
   meet("load_matrices", line, &mine, [](void* const* operands) {
     for (int lane = 0; lane < 32; ++lane) {
       for (int matrix = 0; matrix < 4; ++matrix) {
-        const void* from = static_cast<Operand*>(operands[matrix * 8 + lane / 4])->row;
-        std::memcpy(static_cast<Operand*>(operands[lane])->x + matrix,
-                    static_cast<const unsigned char*>(from) + lane % 4 * 4, 4);
+        std::memcpy(static_cast<Loading*>(operands[lane])->x + matrix,
+                    row_of(operands, matrix * 8 + lane / 4) + lane % 4 * 4, 4);
+      }
+    }
+  });
+}
+
+void load_turned_matrices(uint32_t (&x)[4], const void* row, Line line) {
+  Loading mine(x, row);
+  meet("load_turned_matrices", line, &mine, [](void* const* operands) {
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        uint16_t pair[2];
+        for (int i = 0; i < 2; ++i) {
+          std::memcpy(pair + i, row_of(operands, matrix * 8 + lane % 4 * 2 + i) + lane / 4 * 2, 2);
+        }
+        std::memcpy(static_cast<Loading*>(operands[lane])->x + matrix, pair, 4);
       }
     }
   });

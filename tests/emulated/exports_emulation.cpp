@@ -163,7 +163,7 @@ const char* test_indices(float* rows, int64_t gx, int64_t gy, int64_t gz, int64_
 // ---- What the lanes of a warp do together.
 
 // x is 4 matrices [8, 8] of 16 bits; pairs [32, 4].
-const char* test_load_matrices(const uint16_t* x, uint32_t* pairs) {
+const char* test_load_matrices(const uint16_t* x, uint32_t* pairs, int64_t turned) {
   return message_of([=] {
     const auto kernel = [=] {
       SHARED_MEMORY(shared);
@@ -171,7 +171,7 @@ const char* test_load_matrices(const uint16_t* x, uint32_t* pairs) {
       std::memcpy(shared + lane * 16, x + lane * 8, 16);
       __syncwarp();
       uint32_t mine[4];
-      load_matrices(mine, shared + lane * 16);
+      turned ? load_turned_matrices(mine, shared + lane * 16) : load_matrices(mine, shared + lane * 16);
       for (int i = 0; i < 4; ++i) pairs[lane * 4 + i] = mine[i];
     };
     CUDA_LAUNCH(kernel, 1, 32, 512, kQueue);

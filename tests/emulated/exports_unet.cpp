@@ -240,4 +240,29 @@ const char* dilated_head(const float* source, const float* weight, const float* 
   });
 }
 
+// coarse [batch, rows, columns, channels], fine of twice the rows and columns, channels filled up.
+const char* weight_gradient(const void* coarse, const void* fine, float* gradient, int64_t element, int64_t alignment,
+                            int64_t batch, int64_t rows, int64_t columns, int64_t coarse_channels,
+                            int64_t fine_channels, int64_t multiprocessors) {
+  return message_of([=] {
+    WeightGradientRun run{};
+    run.element = static_cast<Element>(element);
+    run.alignment = static_cast<Alignment>(alignment);
+    run.coarse = coarse;
+    run.fine = fine;
+    run.batch = batch;
+    run.rows = rows;
+    run.columns = columns;
+    run.coarse_channels = coarse_channels;
+    run.fine_channels = fine_channels;
+    run.gradient = gradient;
+    DeviceFacts facts = device_facts(0);
+    facts.multiprocessors = static_cast<int>(multiprocessors);
+    PartialSums sums(weight_gradient_bytes(run, facts));
+    run.partial_sums = sums.data();
+    pyunetsep::cuda::weight_gradient(run, facts, kQueue);
+    sums.check();
+  });
+}
+
 }  // extern "C"

@@ -284,3 +284,34 @@ def test_halves_stop_at_their_largest_value(emulated):
     numbers = (0, 0, -1, -1, 1, 1, 16, 0, 16, 2, 2, 1, 1, 1)
     (result,) = emulated.run("convolution", inputs, [((1, 1, 1, 1, 16), torch.float16)], *numbers, 0.0, 1.0)
     assert (result == 65504.0).all()
+
+
+# batch, channels of the coarse and the fine map, rows and columns of the coarse one, multiprocessors
+GRADIENTS = [
+    (2, 40, 20, 9, 11, 1),  # channels that fill no block, tiles partly outside
+    (1, 16, 16, 1, 1, 1),
+    (3, 64, 16, 8, 2, 132),  # pixels are shared
+    (21, 16, 48, 1, 2, 3),  # more images than a tile has
+    (2, 32, 32, 16, 8, 5),
+]
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@each_element(GRADIENTS)
+def test_weight_gradient(sizes, alignment, element, emulated):
+    batch, coarse_channels, fine_channels, rows, columns, multiprocessors = sizes
+    coarse = rounded(batch, coarse_channels, rows, columns, element=element)
+    fine = rounded(batch, fine_channels, 2 * rows, 2 * columns, element=element)
+
+    def gradient(coarse, fine):
+        weight = torch.zeros(coarse_channels, fine_channels, 5, 5, dtype=fine.dtype, requires_grad=True)
+        zeros = (1, 2, 1, 2) if alignment == "tensorflow" else (2, 2, 2, 2)
+        return torch.autograd.grad(F.conv2d(F.pad(fine, zeros), weight, stride=2), weight, coarse)[0]
+
+    maps = [to_map(x[None], element)[0].contiguous() for x in (coarse, fine)]
+    outputs = [((coarse_channels, fine_channels, 5, 5), torch.float32)]
+    numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), batch, rows, columns)
+    (result,) = emulated.run(
+        "weight_gradient", maps, outputs, *numbers, coarse_channels, fine_channels, multiprocessors
+    )
+    judge(result, gradient, coarse, fine)

@@ -80,10 +80,14 @@ def test_indices(emulated):
 def test_load_matrices(emulated):
     x = torch.arange(4 * 64, dtype=torch.int16)
     pairs = torch.empty(32, 4, 2, dtype=torch.int16)
-    emulated.call("test_load_matrices", x, pairs)
+    emulated.call("test_load_matrices", x, pairs, 0)
     for lane, matrix in itertools.product(range(32), range(4)):
         first = matrix * 64 + lane // 4 * 8 + lane % 4 * 2
         assert pairs[lane, matrix].tolist() == [first, first + 1]
+    emulated.call("test_load_matrices", x, pairs, 1)
+    for lane, matrix in itertools.product(range(32), range(4)):
+        first = matrix * 64 + lane % 4 * 16 + lane // 4
+        assert pairs[lane, matrix].tolist() == [first, first + 8]
 
 
 @KINDS

@@ -1,0 +1,297 @@
+#include <algorithm>
+#include <bit>
+
+#include "channels.cuh"
+
+// The gradient of a 5x5 filter of stride 2 between a coarse map and a fine one of twice its size:
+//
+//     gradient[c, f, k] = sum over images and pixels m of coarse[c, m] fine[f, 2 m + k - zeros before]
+//
+// For each tap a matrix product [coarse channels, pixels] x [pixels, fine channels], on tensor cores for 16-bit
+// elements and on the ordinary units for floats.
+//
+// One block makes all taps of kCoarse x kFine pairs of channels from some tiles of pixels, one warp a row of taps. The
+// tile of the coarse map, and the patch of the fine one that its taps reach, lie in shared memory, pixel by pixel, as
+// they lie in the maps; the matrices are turned as they are loaded. The patch's columns are split into even and odd
+// ones, so that a tap's pixels are neighbours there too. The next tile is on its way meanwhile.
+//
+// Bytes: both maps once for each block of the other's channels, from the second cache level. Bound by tensor cores and
+// shared memory where there are many channels, by memory where there are few.
+//
+// Blocks that share the pixels leave their sums in global memory, and a second kernel adds them up, always in the same
+// order.
+
+namespace pyunetsep::cuda {
+namespace {
+
+constexpr int kTapRows = 5, kTapColumns = 5, kTaps = kTapRows * kTapColumns;
+constexpr int kBlockThreads = 32 * kTapRows;
+constexpr int kCoarse = 32, kFine = 16;  // channels
+constexpr int kTilePixels = 64, kTileImages = 16;
+constexpr int kGatherThreads = 256;
+
+struct Arguments {
+  const void* coarse;
+  const void* fine;
+  int batch, rows, columns, fine_rows, fine_columns, coarse_channels, fine_channels, zeros_before;
+  int tile_columns_log2, tile_rows_log2, images, tiles_across, tiles_down, tiles;
+  int patch_rows, pitch, row_pixels, tile_bytes, buffer_bytes;  // a buffer is a tile and its patch
+  int splits;
+  float* sums;  // [splits, 25, coarse channels, fine channels], filled up to whole blocks of both
+};
+
+// Where the 16 bytes from channel `channel` of a pixel lie, in an array of chunks of so many pixels.
+template <typename T>
+__device__ __forceinline__ int place_of_channel(int channel, int pixel, int pixels) {
+  constexpr int kChunk = kPixelBytes / sizeof(T);
+  return channel / kChunk * pixels * kPixelBytes + piece_offset(pixel, channel % kChunk * sizeof(T) / 16);
+}
+
+// Brings a tile and its patch; what lies outside the maps, or behind their channels, is zero.
+template <typename T>
+__device__ __forceinline__ void load_tile(const Arguments& a, int tile, unsigned char* buffer) {
+  constexpr int kPieceChannels = 16 / sizeof(T);
+  const int first_image = tile / (a.tiles_across * a.tiles_down) * a.images;
+  const int first_row = tile / a.tiles_across % a.tiles_down << a.tile_rows_log2;
+  const int first_column = tile % a.tiles_across << a.tile_columns_log2;
+  const int tile_columns = 1 << a.tile_columns_log2, tile_rows = 1 << a.tile_rows_log2;
+  const int pixels = a.images * tile_rows * tile_columns;
+  const T* const coarse = static_cast<const T*>(a.coarse);
+  for (int i = threadIdx.x; i < pixels * (kCoarse / kPieceChannels); i += kBlockThreads) {
+    const int pixel = i / (kCoarse / kPieceChannels), of_block = i % (kCoarse / kPieceChannels) * kPieceChannels;
+    const int image = first_image + (pixel >> (a.tile_columns_log2 + a.tile_rows_log2));
+    const int row = first_row + (pixel >> a.tile_columns_log2 & (tile_rows - 1));
+    const int column = first_column + (pixel & (tile_columns - 1)), channel = blockIdx.x * kCoarse + of_block;
+    const bool inside = image < a.batch && row < a.rows && column < a.columns && channel < a.coarse_channels;
+    const int64_t at = ((int64_t{image} * a.rows + row) * a.columns + column) * a.coarse_channels + channel;
+    copy_async16(buffer + place_of_channel<T>(of_block, pixel, kTilePixels), coarse + (inside ? at : 0), inside);
+  }
+  const T* const fine = static_cast<const T*>(a.fine);
+  const int patch_columns = 2 * tile_columns + 3, patch_pixels = a.images * a.patch_rows * a.row_pixels;
+  for (int i = threadIdx.x; i < a.images * a.patch_rows * patch_columns * (kFine / kPieceChannels);
+       i += kBlockThreads) {
+    const int of_block = i % (kFine / kPieceChannels) * kPieceChannels, pixel = i / (kFine / kPieceChannels);
+    const int x = pixel % patch_columns, y = pixel / patch_columns % a.patch_rows;
+    const int image = pixel / patch_columns / a.patch_rows, channel = blockIdx.y * kFine + of_block;
+    const int row = 2 * first_row - a.zeros_before + y, column = 2 * first_column - a.zeros_before + x;
+    const bool inside = first_image + image < a.batch && 0 <= row && row < a.fine_rows && 0 <= column &&
+                        column < a.fine_columns && channel < a.fine_channels;
+    const int64_t at =
+        ((int64_t{first_image + image} * a.fine_rows + row) * a.fine_columns + column) * a.fine_channels + channel;
+    const int place = (image * a.patch_rows + y) * a.row_pixels + x % 2 * a.pitch + x / 2;
+    copy_async16(buffer + a.tile_bytes + place_of_channel<T>(of_block, place, patch_pixels), fine + (inside ? at : 0),
+                 inside);
+  }
+}
+
+// The place in the patch of tap (0, 0) of the tile's pixel.
+__device__ __forceinline__ int patch_place(const Arguments& a, int pixel) {
+  const int image = pixel >> (a.tile_columns_log2 + a.tile_rows_log2);
+  const int row = pixel >> a.tile_columns_log2 & ((1 << a.tile_rows_log2) - 1);
+  const int column = pixel & ((1 << a.tile_columns_log2) - 1);
+  return (min(image, a.images - 1) * a.patch_rows + 2 * row) * a.row_pixels + column;
+}
+
+// One warp's sums: its row of taps, of all the block's pairs of channels.
+template <typename T>
+struct Sums {
+  // on tensor cores [column of taps][16 coarse][8 fine][as multiply_add has it]
+  float of[kTapColumns][kCoarse / 16][kFine / 8][4] = {};
+
+  __device__ __forceinline__ void add(const Arguments& a, int pixels, const unsigned char* buffer) {
+    const int lane = threadIdx.x % 32, tap_row = threadIdx.x / 32;
+    const unsigned char* const patch = buffer + a.tile_bytes;
+    for (int first = 0; first < pixels; first += 16) {
+      uint32_t x[kCoarse / 16][4];
+      const int coarse_pixel = first + lane / 16 * 8 + lane % 8;
+#pragma unroll
+      for (int i = 0; i < kCoarse / 16; ++i) {
+        load_turned_matrices(x[i], buffer + place_of_channel<T>(16 * i + lane / 8 % 2 * 8, coarse_pixel, kTilePixels));
+      }
+      const int place = patch_place(a, first + lane / 8 % 2 * 8 + lane % 8) + tap_row * a.row_pixels;
+#pragma unroll
+      for (int k = 0; k < kTapColumns; ++k) {
+        uint32_t y[4];
+        load_turned_matrices(y, patch + piece_offset(place + k % 2 * a.pitch + k / 2, lane / 16));
+#pragma unroll
+        for (int i = 0; i < kCoarse / 16; ++i) {
+          multiply_add<T>(of[k][i][0], x[i], y[0], y[1]);
+          multiply_add<T>(of[k][i][1], x[i], y[2], y[3]);
+        }
+      }
+    }
+  }
+
+  // Calls body(column of taps, coarse channel, fine channel, sum).
+  template <typename Body>
+  __device__ __forceinline__ void for_each(Body body) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < kTapColumns; ++k) {
+#pragma unroll
+      for (int i = 0; i < kCoarse / 16; ++i) {
+#pragma unroll
+        for (int j = 0; j < kFine / 8; ++j) {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            body(k, 16 * i + n / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2 + n % 2, of[k][i][j][n]);
+          }
+        }
+      }
+    }
+  }
+};
+
+// Of floats: a lane has four coarse channels by four fine ones.
+template <>
+struct Sums<float> {
+  float of[kTapColumns][4][4] = {};
+
+  __device__ __forceinline__ void add(const Arguments& a, int pixels, const unsigned char* buffer) {
+    const int lane = threadIdx.x % 32, tap_row = threadIdx.x / 32;
+    const int patch_pixels = a.images * a.patch_rows * a.row_pixels;
+    const unsigned char* const patch = buffer + a.tile_bytes;
+    for (int pixel = 0; pixel < pixels; ++pixel) {
+      float x[4];
+      load_channels<float>(buffer + place_of_channel<float>(lane / 4 * 4, pixel, kTilePixels), x);
+      const int place = patch_place(a, pixel) + tap_row * a.row_pixels;
+#pragma unroll
+      for (int k = 0; k < kTapColumns; ++k) {
+        float y[4];
+        const int at = place + k % 2 * a.pitch + k / 2;
+        load_channels<float>(patch + place_of_channel<float>(lane % 4 * 4, at, patch_pixels), y);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) of[k][i][j] += x[i] * y[j];
+        }
+      }
+    }
+  }
+
+  template <typename Body>
+  __device__ __forceinline__ void for_each(Body body) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < kTapColumns; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) body(k, lane / 4 * 4 + i, lane % 4 * 4 + j, of[k][i][j]);
+      }
+    }
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kBlockThreads, 2) weight_gradient_kernel(const Arguments a) {
+  SHARED_MEMORY(shared);
+  const int first = a.tiles * static_cast<int>(blockIdx.z) / a.splits;
+  const int last = a.tiles * (static_cast<int>(blockIdx.z) + 1) / a.splits;
+  const int pixels = a.images << (a.tile_rows_log2 + a.tile_columns_log2);
+  // a tile of fewer pixels than a step of the matrix product has: the others stay zero
+  for (int i = threadIdx.x * 16; i < 2 * a.buffer_bytes; i += kBlockThreads * 16) {
+    if (pixels % 16) store16(shared + i, make_uint4(0, 0, 0, 0));
+  }
+  __syncthreads();
+  Sums<T> sums;
+  load_tile<T>(a, first, shared);
+  commit_copies();
+  for (int tile = first; tile < last; ++tile) {
+    unsigned char* const buffer = shared + (tile - first) % 2 * a.buffer_bytes;
+    if (tile + 1 < last) load_tile<T>(a, tile + 1, shared + (tile + 1 - first) % 2 * a.buffer_bytes);
+    commit_copies();
+    wait_copies<1>();  // this tile is there, if brought by this thread ...
+    __syncthreads();   // ... or by another
+    sums.add(a, pixels, buffer);
+    __syncthreads();  // all have done with the buffer that is loaded next
+  }
+  const int64_t fine = int64_t{gridDim.y} * kFine, coarse = int64_t{gridDim.x} * kCoarse;
+  const int tap_row = threadIdx.x / 32;
+  sums.for_each([&](int tap_column, int c, int f, float sum) {
+    const int64_t tap = int64_t{blockIdx.z} * kTaps + tap_row * kTapColumns + tap_column;
+    a.sums[(tap * coarse + blockIdx.x * kCoarse + c) * fine + blockIdx.y * kFine + f] = sum;
+  });
+}
+
+struct Gathering {
+  const float* sums;  // [splits, 25, coarse, fine]
+  int64_t splits, coarse, fine;
+  int64_t coarse_channels, fine_channels;  // without what fills up
+  float* gradient;
+};
+
+__global__ void gather_kernel(const Gathering a) {
+  for (int64_t i = first_item(); i < kTaps * a.coarse_channels * a.fine_channels; i += item_stride()) {
+    const int64_t f = i % a.fine_channels, c = i / a.fine_channels % a.coarse_channels,
+                  tap = i / a.fine_channels / a.coarse_channels;
+    const float* from = a.sums + (tap * a.coarse + c) * a.fine + f;
+    float sum = 0.0f;
+    for (int64_t split = 0; split < a.splits; ++split) sum += from[split * kTaps * a.coarse * a.fine];
+    a.gradient[(c * a.fine_channels + f) * kTaps + tap] = sum;
+  }
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
+
+Arguments arguments_of(const WeightGradientRun& run, const DeviceFacts& facts) {
+  Arguments a{};
+  a.coarse = run.coarse;
+  a.fine = run.fine;
+  a.batch = static_cast<int>(run.batch);
+  a.rows = static_cast<int>(run.rows);
+  a.columns = static_cast<int>(run.columns);
+  a.fine_rows = 2 * a.rows;
+  a.fine_columns = 2 * a.columns;
+  a.coarse_channels = static_cast<int>(padded_channels(run.coarse_channels));
+  a.fine_channels = static_cast<int>(padded_channels(run.fine_channels));
+  a.zeros_before = zeros_before(run.alignment);
+  const int pixels = log2_up(kTilePixels), all_columns = log2_up(a.columns), all_rows = log2_up(a.rows);
+  a.tile_columns_log2 = std::min(3, all_columns);
+  a.tile_rows_log2 = std::min(pixels - a.tile_columns_log2, all_rows);
+  a.tile_columns_log2 = std::min(pixels - a.tile_rows_log2, all_columns);
+  a.images = std::min(1 << (pixels - a.tile_rows_log2 - a.tile_columns_log2), kTileImages);
+  while (a.images / 2 >= run.batch) a.images /= 2;
+  const int tile_rows = 1 << a.tile_rows_log2, tile_columns = 1 << a.tile_columns_log2;
+  const auto bytes = static_cast<int>(size_of(run.element));
+  a.tiles_across = static_cast<int>(ceil_div(a.columns, tile_columns));
+  a.tiles_down = static_cast<int>(ceil_div(a.rows, tile_rows));
+  a.tiles = a.tiles_across * a.tiles_down * static_cast<int>(ceil_div(run.batch, a.images));
+  a.patch_rows = 2 * tile_rows + 3;
+  a.pitch = tile_columns + 2;
+  a.row_pixels = 2 * a.pitch;
+  a.tile_bytes = kTilePixels * kCoarse * bytes;
+  a.buffer_bytes = a.tile_bytes + a.images * a.patch_rows * a.row_pixels * kFine * bytes;
+  const int64_t blocks = ceil_div(a.coarse_channels, kCoarse) * ceil_div(a.fine_channels, kFine);
+  a.splits = static_cast<int>(std::clamp<int64_t>(ceil_div(2 * facts.multiprocessors, blocks), 1, a.tiles));
+  return a;
+}
+
+dim3 grid_of(const Arguments& a) {
+  return {static_cast<unsigned>(ceil_div(a.coarse_channels, kCoarse)),
+          static_cast<unsigned>(ceil_div(a.fine_channels, kFine)), static_cast<unsigned>(a.splits)};
+}
+
+}  // namespace
+
+int64_t weight_gradient_bytes(const WeightGradientRun& run, const DeviceFacts& facts) {
+  const dim3 grid = grid_of(arguments_of(run, facts));
+  return int64_t{grid.z} * kTaps * grid.x * kCoarse * grid.y * kFine * static_cast<int64_t>(sizeof(float));
+}
+
+void weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Queue queue) {
+  Arguments a = arguments_of(run, facts);
+  a.sums = run.partial_sums;
+  const dim3 grid = grid_of(a);
+  with_element(run.element, [&]<typename T>(std::type_identity<T>) {
+    CUDA_LAUNCH((weight_gradient_kernel<T>), grid, kBlockThreads, 2 * a.buffer_bytes, queue, a);
+  });
+  const Gathering gathering{
+      run.partial_sums,  a.splits,    int64_t{grid.x} * kCoarse, int64_t{grid.y} * kFine, run.coarse_channels,
+      run.fine_channels, run.gradient};
+  const int64_t pairs = kTaps * run.coarse_channels * run.fine_channels;
+  CUDA_LAUNCH(gather_kernel, blocks_for(pairs, kGatherThreads, 4096), kGatherThreads, 0, queue, gathering);
+}
+
+}  // namespace pyunetsep::cuda
