@@ -119,6 +119,43 @@ struct WeightGradientRun {
 int64_t weight_gradient_bytes(const WeightGradientRun& run, const DeviceFacts& facts);
 void weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Queue queue);
 
+// What follows a convolution in training, see Normalisation of kernels.h; the channels are filled up to whole units,
+// and so are all parameters.
+struct NormRun {
+  Element element;
+  const void* x;  // [batch, rows, columns, channels]
+  int64_t batch;
+  int64_t pixels;  // of all images
+  int64_t channels;
+  float inner_slope, slope;
+  const float* mean;  // [channels], as what follows
+  const float* scale;
+  const float* bias;
+  cpu::Dropout dropout;
+};
+
+struct NormStatisticsRun {
+  const float* weight;  // [channels]
+  double epsilon;
+  float *mean, *variance, *scale, *inverse_deviation;  // [channels] each: made
+  float* parts;                                        // norm_parts_floats
+};
+
+struct NormGradientRun {
+  const void* gradient;     // of y: [pixels, channels], pixels so many elements apart
+  int64_t gradient_stride;  // a multiple of 16 bytes
+  const float* inverse_deviation;
+  float* of_weight;  // [channels]
+  float* of_bias;
+  void* of_x;    // as x
+  float* parts;  // norm_parts_floats
+};
+
+int64_t norm_parts_floats(const NormRun& run);
+void norm_statistics(const NormRun& run, const NormStatisticsRun& to, Queue queue);
+void norm_apply(const NormRun& run, void* y, Queue queue);
+void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue);
+
 DeviceFacts device_facts(int device);
 
 }  // namespace pyunetsep::cuda

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -262,6 +263,39 @@ const char* weight_gradient(const void* coarse, const void* fine, float* gradien
     run.partial_sums = sums.data();
     pyunetsep::cuda::weight_gradient(run, facts, kQueue);
     sums.check();
+  });
+}
+
+// x, y, gradient, of_x [batch, pixels of an image, channels] (of the gradient, so many elements a pixel); parameters
+// and their gradients [channels]; seeds [batch] or null.
+const char* norm(const void* x, const float* weight, const float* bias, const void* gradient, const int32_t* seeds,
+                 void* y, float* mean, float* variance, void* of_x, float* of_weight, float* of_bias, int64_t element,
+                 int64_t batch, int64_t of_image, int64_t channels, int64_t gradient_stride, double epsilon,
+                 double inner_slope, double slope, double dropout) {
+  return message_of([=] {
+    NormRun run{};
+    run.element = static_cast<Element>(element);
+    run.x = x;
+    run.batch = batch;
+    run.pixels = batch * of_image;
+    run.channels = channels;
+    run.inner_slope = static_cast<float>(inner_slope);
+    run.slope = static_cast<float>(slope);
+    run.bias = bias;
+    run.dropout.seeds = seeds;
+    run.dropout.threshold = static_cast<int32_t>(std::llrint(dropout * 4294967296.0) - 2147483648LL);
+    run.dropout.factor = static_cast<float>(1 / (1 - dropout));
+    PartialSums parts(norm_parts_floats(run) * 4), others(norm_parts_floats(run) * 4);
+    std::vector<float> memory(static_cast<size_t>(2 * channels + 8), std::numeric_limits<float>::quiet_NaN());
+    float* scale = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) & ~uintptr_t{15});
+    float* inverse = scale + channels;
+    norm_statistics(run, {weight, epsilon, mean, variance, scale, inverse, parts.data()}, kQueue);
+    run.mean = mean;
+    run.scale = scale;
+    norm_apply(run, y, kQueue);
+    norm_gradient(run, {gradient, gradient_stride, inverse, of_weight, of_bias, of_x, others.data()}, kQueue);
+    parts.check();
+    others.check();
   });
 }
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pyunetsep.ops import reference
 from tests.judge import judge
+from tests.test_training_ops import reference_norm
 
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 ALIGNMENTS = ["pytorch", "tensorflow"]
@@ -315,3 +316,45 @@ def test_weight_gradient(sizes, alignment, element, emulated):
         "weight_gradient", maps, outputs, *numbers, coarse_channels, fine_channels, multiprocessors
     )
     judge(result, gradient, coarse, fine)
+
+
+# batch, channels, pixels of an image, slopes, dropout
+NORMS = [
+    (2, 16, 35, (1.0, 0.2), 0.0),
+    (3, 40, 70, (0.0, 1.0), 0.5),  # ReLU first; channels that only fill up
+    (1, 512, 9, (1.0, 0.0), 0.1),  # several groups of channels where they are floats
+    (1, 16, 2, (1.0, 0.2), 0.0),
+    (2, 48, 150, (1.0, 0.0), 0.0),  # several blocks, threads that idle
+]
+
+
+@each_element(NORMS)
+def test_norm(sizes, element, emulated):
+    batch, channels, pixels, slopes, dropout = sizes
+    x = (1 + 2 * torch.randn(batch, channels, pixels, 1)).to(element).float()
+    gradient = rounded(*x.shape, element=element)
+    weight, bias = 1 + 0.1 * torch.randn(channels), torch.randn(channels)
+    seeds = torch.arange(batch, dtype=torch.int32) - 7 if dropout else None
+    numbers = (1e-5, *slopes, dropout)
+
+    def block(x, weight, bias, gradient):
+        inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+        y = reference_norm(*inputs, *numbers[:3], seeds, dropout)
+        return y, *torch.autograd.grad(y, inputs, gradient)
+
+    def to_pixels(x):
+        return padded(x[..., 0].movedim(1, -1), 16).to(element).contiguous()
+
+    wide = torch.cat([to_pixels(gradient)] * 2, -1)  # one map of two
+    inputs = [to_pixels(x), padded(weight, 16), padded(bias, 16), wide, seeds]
+    filled = padded(weight, 16).shape[0]
+    outputs = [((batch, pixels, filled), element), ((filled,), torch.float32), ((filled,), torch.float32)]
+    outputs += [((batch, pixels, filled), element), ((filled,), torch.float32), ((filled,), torch.float32)]
+    sizes = (ELEMENTS.index(element), batch, pixels, filled, 2 * filled)
+    y, mean, variance, of_x, of_weight, of_bias = emulated.run("norm", inputs, outputs, *sizes, *numbers)
+    inner = F.leaky_relu(x.double(), slopes[0])
+    assert torch.allclose(mean[:channels].double(), inner.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(variance[:channels].double(), inner.var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
+    made = [from_map(part[None], channels)[0].unsqueeze(-1) for part in (y, of_x)]
+    for i, result in enumerate((made[0], made[1], of_weight[:channels], of_bias[:channels])):
+        judge(result, lambda *x, i=i: block(*x)[i], x, weight, bias, gradient, times=4)
