@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from pyunetsep.benchmark import use_kernels
 from pyunetsep.checkpoint import Checkpoint, ModelInfo
 from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.dropout import SeededDropout, dropping_layers, hashed, set_seeds
@@ -117,26 +116,6 @@ def test_steps_lower_the_loss(recordings):
     for _ in range(60):
         assert training.step().losses.shape == (2,)
     assert (loss() < 0.7 * before).all()
-
-
-@pytest.mark.parametrize("preset", ["jansson2017", "spleeter"])
-@pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_kernels_train_as_plain_pytorch_does(recordings, preset, steps):
-    """Their losses part no faster than those of two runs in plain PyTorch whose first weights differ in the last bit:
-    rounding, which training makes larger with each step."""
-
-    def losses(kernels, nudge=0.0):
-        with use_kernels(kernels):
-            own = trainer(recordings, preset=preset, channels=[16, 32], batch=2, steps=1000)
-            with torch.no_grad():
-                for parameter in own.parameters.values():
-                    parameter.mul_(1 + nudge)
-            return torch.stack([own.step().losses for _ in range(steps)])
-
-    plain, made, nudged = losses(False), losses(True), losses(False, 2**-23)
-    parted, usual = ((other - plain).abs().amax(1).cummax(0).values for other in (made, nudged))
-    assert torch.equal(made[0], plain[0]) or parted[0] < 1e-6 * plain[0].max()
-    assert (parted <= 8 * usual + 1e-6 * plain.max()).all()
 
 
 def test_a_run_has_the_same_bits_again(recordings):
