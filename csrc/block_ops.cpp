@@ -27,8 +27,6 @@ at::Tensor from_blocks(const at::Tensor& blocks, int64_t channels) {
   return blocks.permute({0, 1, 4, 2, 3}).flatten(1, 2).narrow(1, 0, channels).contiguous();
 }
 
-Size size_of(const at::Tensor& x) { return {x.size(0), x.size(2), x.size(3)}; }
-
 void check_map(const char* name, const at::Tensor& x) {
   check_cpu_float32(name, x);
   TORCH_CHECK_VALUE(x.dim() == 4, name, ": got shape ", x.sizes(), ", wants [batch, channels, bins, frames]");

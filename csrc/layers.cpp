@@ -17,13 +17,6 @@ namespace {
 
 using cpu::kBlock;
 
-// [channels] -> [channels padded to whole blocks], float32, zeros behind.
-at::Tensor padded(const at::Tensor& values, int64_t channels) {
-  at::Tensor result = at::zeros({blocks_of(channels) * kBlock}, at::kFloat);
-  result.narrow(0, 0, channels).copy_(values);
-  return result;
-}
-
 const float* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
@@ -71,6 +64,12 @@ Upsampling upsampling_of(const std::string& name) {
   if (name == "transposed") return Upsampling::transposed;
   TORCH_CHECK_VALUE(name == "nearest", "upsampling: got '", name, "', wants transposed or nearest");
   return Upsampling::nearest;
+}
+
+at::Tensor padded(const at::Tensor& values, int64_t channels) {
+  at::Tensor result = at::zeros({blocks_of(channels) * kBlock}, at::kFloat);
+  result.narrow(0, 0, channels).copy_(values);
+  return result;
 }
 
 at::Tensor allocate_floats(int64_t count) {

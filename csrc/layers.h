@@ -35,6 +35,11 @@ struct Size {
   int64_t batch, rows, columns;
 };
 
+inline Size size_of(const at::Tensor& x) { return {x.size(0), x.size(2), x.size(3)}; }  // of planes or a blocked map
+
+// [channels] -> [channels padded to whole blocks], float32, zeros behind.
+at::Tensor padded(const at::Tensor& values, int64_t channels);
+
 // Zeroed nowhere, aligned to cache lines, on large pages where the system has them: the kernels walk over many lines
 // that lie far apart.
 at::Tensor allocate_floats(int64_t count);

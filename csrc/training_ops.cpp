@@ -34,8 +34,6 @@ at::Tensor checked_planes(const char* name, const at::Tensor& planes, int64_t ch
   return planes.contiguous();
 }
 
-Size size_of(const at::Tensor& x) { return {x.size(0), x.size(2), x.size(3)}; }
-
 void check_weight(const at::Tensor& weight) {
   check_cpu_float32("weight", weight);
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 5 && weight.size(3) == 5 && weight.numel() > 0,
@@ -77,8 +75,8 @@ class Norm {
                         "] on cpu, the batch");
       seeds_ = seeds->contiguous();
     }
-    weight_ = padded(weight);
-    bias_ = padded(bias);
+    weight_ = padded(weight, channels_);
+    bias_ = padded(bias, channels_);
     scale_ = at::empty_like(weight_);
     args_ = {.x = x_.const_data_ptr<float>(),
              .batch = x.size(0),
@@ -102,13 +100,6 @@ class Norm {
   const cpu::Normalisation& args() const { return args_; }
   const at::Tensor& x() const { return x_; }
   double* scratch() const { return scratch_.mutable_data_ptr<double>(); }
-
-  // The channels' values, zeros behind.
-  at::Tensor padded(const at::Tensor& values) const {
-    at::Tensor result = at::zeros({blocks_of(channels_) * kBlock}, at::kFloat);
-    result.narrow(0, 0, channels_).copy_(values);
-    return result;
-  }
 
   at::Tensor unpadded(const at::Tensor& values) const { return values.narrow(0, 0, channels_).clone(); }
 
@@ -166,6 +157,8 @@ at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>&
   check_weight(weight);
   const Alignment alignment = alignment_of(std::string(alignment_name));
   const int64_t in_channels = weight.size(0), channels = weight.size(1);
+  TORCH_CHECK_VALUE(!to_planes || channels < kBlock, "weight: got shape ", weight.sizes(), ", wants fewer than ",
+                    kBlock, " channels out, where they are planes");
   TORCH_CHECK_VALUE(skip ? 0 < skip_channels && skip_channels < in_channels : skip_channels == 0, "skip_channels: got ",
                     skip_channels, skip ? ", wants fewer than all " : ", wants 0 of the ", in_channels, " channels in",
                     skip ? "" : " without a skip");
@@ -277,7 +270,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm(const at::Tensor& x
                                                              double slope, const std::optional<at::Tensor>& seeds,
                                                              double dropout) {
   Norm norm(x, weight, bias, inner_slope, slope, seeds, dropout);
-  const at::Tensor mean = norm.padded(bias), variance = at::empty_like(mean);
+  const at::Tensor mean = at::empty({blocks_of(weight.numel()) * kBlock}, at::kFloat), variance = at::empty_like(mean);
   norm.level().norm_statistics(norm.args(), {.mean = mean.mutable_data_ptr<float>(),
                                              .variance = variance.mutable_data_ptr<float>(),
                                              .scratch = norm.scratch()});
@@ -292,7 +285,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm_gradient(
     const at::Tensor& mean, const at::Tensor& variance, double epsilon, double inner_slope, double slope,
     const std::optional<at::Tensor>& seeds, double dropout) {
   Norm norm(x, weight, bias, inner_slope, slope, seeds, dropout);
-  const at::Tensor means = norm.padded(mean), variances = norm.padded(variance);
+  for (const auto& [name, values] : {std::pair{"mean", &mean}, {"variance", &variance}}) {
+    check_cpu_float32(name, *values);
+    TORCH_CHECK_VALUE(values->sizes() == weight.sizes(), name, ": got shape ", values->sizes(), ", wants ",
+                      weight.sizes(), ", the channels");
+  }
+  const at::Tensor means = padded(mean, weight.numel()), variances = padded(variance, weight.numel());
   const at::Tensor inverse = norm.normalise_by(means, variances, epsilon);
   check_cpu_float32("gradient", gradient);
   TORCH_CHECK_VALUE(gradient.sizes() == x.sizes(), "gradient: got shape ", gradient.sizes(), ", wants that of x, ",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import string
@@ -197,13 +198,15 @@ def _in_its_folder(path: Path, begun: Callable[[Path], AudioWriter]) -> AudioWri
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if not isinstance(error, FileNotFoundError) or not tries_left:
+            # the folder above it, or the folder that was there already, was taken away
+            gone = isinstance(error, FileNotFoundError) or not os.path.lexists(path.parent)
+            if not gone or not tries_left:
                 raise file_error(f"{path.parent}: the output folder cannot be made", error) from None
-            continue  # the folder above it was taken away
+            continue
         try:
             return begun(path)
-        except AudioFileError:
-            if path.parent.exists() or not tries_left:
+        except AudioFileError as problem:
+            if problem.errno != errno.ENOENT or not tries_left:
                 raise
     raise AssertionError("returned or raised before")
 

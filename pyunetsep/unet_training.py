@@ -19,21 +19,31 @@ if TYPE_CHECKING:
 
 
 def serves(network: UNet, magnitude: Tensor) -> bool:
-    """Whether the kernels can train this network on these magnitudes: on a CPU in float32, and all of it."""
-    norms = [block.norm for block in [*network.encoder_blocks, *network.decoder_blocks] if block.norm is not None]
+    """Whether the kernels can train this network on these magnitudes: on a CPU in float32, all of it as it was made.
+
+    Not what others put into it, a dropout of theirs or hooks; and not a frozen block, or one whose statistics are those
+    of all processes.
+    """
     return (
-        network.training
+        not torch.compiler.is_compiling()
+        and network.training
         and magnitude.numel() > 0
-        and magnitude.device.type == "cpu"
+        and magnitude.device.type == network.device.type == "cpu"
         and magnitude.dtype == network.dtype == torch.float32
-        and network.device.type == "cpu"
         and suits(network.config)
-        # a frozen block, or one whose statistics are those of all processes, is PyTorch's
-        and all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and kernels_enabled()
+        and all(_as_made(module) for module in network.modules())
+        and all(type(block.dropout) is SeededDropout for block in network.decoder_blocks)
     )
+
+
+def _as_made(module: nn.Module) -> bool:
+    if isinstance(module, nn.BatchNorm2d) and not (
+        type(module) is nn.BatchNorm2d and module.training and module.momentum is not None
+    ):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def suits(config: UNetConfig) -> bool:
@@ -68,7 +78,7 @@ def _finished(block: DecoderBlock, x: Tensor) -> Tensor:
     """Norm, ReLU and dropout of a decoder block."""
     assert block.norm is not None
     seeds, dropout = None, 0.0
-    if isinstance(block.dropout, SeededDropout) and block.dropout.training:
+    if block.dropout.training:
         dropout = block.dropout.probability
         seeds = block.dropout.seeds_for(x) if dropout else None
     slopes = (1.0, 0.0) if block.norm_first else (0.0, 1.0)

@@ -205,6 +205,24 @@ def test_a_folder_that_another_song_takes_away(separator, music, monkeypatch, ta
     assert all(path.exists() for path in result.outputs.values()) and not moments
 
 
+def test_a_folder_that_is_taken_away_while_it_is_looked_at(separator, music, monkeypatch):
+    Path("out/b").mkdir(parents=True)
+    make, moments = Path.mkdir, [1]
+
+    def too_late(path, **options):  # as pathlib does it: it exists, but is no folder any more
+        if path.name == "b" and moments:
+            moments.pop()
+            path.rmdir()
+            raise FileExistsError(17, "File exists")
+        make(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    assert all(path.exists() for path in separator.separate_file("music/b.wav", "out").outputs.values())
+    Path("out/c").write_text("no folder")
+    with pytest.raises(AudioFileError, match="out/c: the output folder cannot be made"):
+        separator.separate_file(write_song(music / "c.wav"), "out")
+
+
 def test_a_folder_that_is_taken_away_again_and_again_is_an_error(separator, music, monkeypatch):
     begin = AudioWriter.__init__
 

@@ -1,14 +1,17 @@
 """The U-Net's training ops: what they compute and their gradients, at every SIMD level of the processor."""
 
+import copy
 import dataclasses
 import itertools
+import pickle
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyunetsep.benchmark import use_kernels
+from pyunetsep import unet_training
+from pyunetsep.benchmark import threads, use_kernels
 from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.dropout import SeededDropout
 from pyunetsep.ops import training
@@ -127,18 +130,25 @@ def test_small_integers_are_exact(level):
         assert torch.equal(gradient, of_weight(fine, coarse, alignment))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_sums_do_not_depend_on_the_threads(threads):
+@pytest.mark.parametrize("number", [1, 3])
+def test_sums_do_not_depend_on_the_threads(number):
     x, gradient = (training.to_blocks(torch.randn(5, 32, size, size)) for size in (32, 16))
-    before = torch.get_num_threads()
-    results = []
-    for number in (2, threads):
-        torch.set_num_threads(number)
-        results.append(training.weight_gradient(gradient, None, x, [0, 32, 32], "pytorch"))
-        results += training.norm(x, torch.ones(32), torch.zeros(32), 1e-5, 1.0, 0.2, None, 0.0)
-    torch.set_num_threads(before)
-    half = len(results) // 2
-    assert all(torch.equal(a, b) for a, b in zip(results[:half], results[half:], strict=True))
+    planes, numbers = torch.randn(5, 2, 32, 32), (1e-5, 1.0, 0.2, None, 0.0)
+    parameters = (torch.ones(32), torch.zeros(32))
+
+    def results() -> list[Tensor]:
+        y, mean, variance = training.norm(x, *parameters, *numbers)
+        return [
+            training.weight_gradient(gradient, None, x, [0, 32, 32], "pytorch"),
+            training.weight_gradient(gradient, None, planes, [0, 32, 2], "pytorch"),
+            *(y, mean, variance),
+            *training.norm_gradient(y, x, *parameters, mean, variance, *numbers),
+        ]
+
+    with threads(2):
+        expected = results()
+    with threads(number):
+        assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
 
 # ---- norm
@@ -198,22 +208,67 @@ def test_norm(shape, dropout, level):
 # ---- as differentiable ops
 
 
-@pytest.mark.parametrize("alignment", ["pytorch", "tensorflow"])
+def wanted(tensors: tuple[Tensor | None, ...], which: int) -> tuple[Tensor | None, ...]:
+    """The tensors, of which those in the number's bits want a gradient."""
+    return tuple(x if x is None else x.detach().requires_grad_(bool(which >> i & 1)) for i, x in enumerate(tensors))
+
+
+@ALIGNMENTS
+def test_gradients_of_whatever_wants_one(alignment):
+    """Each subset of the inputs, of maps and planes, with a skip in blocks of its own or in one map with the rest."""
+    for planes, which in itertools.product((False, True), range(1, 8)):
+        x = torch.randn(2, 2 if planes else 18, 4, 6)
+        weight, bias = torch.randn(7, x.shape[1], 5, 5), torch.randn(7)
+        x, weight, bias = wanted((x, weight, bias), which)
+        expected = down(x, weight, bias, alignment)
+        made = training.from_blocks(training.conv(x if planes else training.to_blocks(x), weight, bias, alignment), 7)
+        inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
+        gradient = torch.randn(made.shape)
+        pairs = zip(*(torch.autograd.grad(y, inputs, gradient) for y in (made, expected)), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
+    for planes, skips, which in itertools.product((False, True), (0, 5, 16), range(1, 16)):
+        x, skip = torch.randn(2, 18, 4, 6), torch.randn(2, skips, 4, 6) if skips else None
+        weight, bias = torch.randn(18 + skips, 7, 5, 5), torch.randn(7)
+        x, weight, bias, skip = wanted((x, weight, bias, skip), which)
+        inputs = [tensor for tensor in (x, weight, bias, skip) if tensor is not None and tensor.requires_grad]
+        if not inputs:
+            continue
+        expected = up(x if skip is None else torch.cat((skip, x), 1), weight, bias, alignment)
+        blocks = None if skip is None else training.to_blocks(skip)
+        made = training.upconv(training.to_blocks(x), blocks, skips, weight, bias, planes, alignment)
+        made = made if planes else training.from_blocks(made, 7)
+        gradient = torch.randn(made.shape)
+        pairs = zip(*(torch.autograd.grad(y, inputs, gradient) for y in (made, expected)), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
+
+
+@ALIGNMENTS
 def test_opcheck(alignment):
     blocks = [training.to_blocks(torch.randn(2, 5, 4, 6)).requires_grad_() for _ in range(2)]
     weight, bias = torch.randn(7, 5, 5, 5, requires_grad=True), torch.randn(7, requires_grad=True)
     torch.library.opcheck(training.conv, (blocks[0], weight, bias, alignment))
-    torch.library.opcheck(training.conv, (torch.randn(2, 5, 4, 6), weight, None, alignment))
+    torch.library.opcheck(training.conv, (torch.randn(2, 5, 4, 6, requires_grad=True), weight, None, alignment))
     up_weight = torch.randn(10, 7, 5, 5, requires_grad=True)
     for to_planes in (False, True):
         torch.library.opcheck(training.upconv, (*blocks, 5, up_weight, bias, to_planes, alignment))
     norm_arguments = (blocks[0], torch.ones(5, requires_grad=True), torch.zeros(5, requires_grad=True), 1e-3, 1.0, 0.2)
     torch.library.opcheck(training.norm, (*norm_arguments, torch.tensor([1, 2], dtype=torch.int32), 0.5))
+    fine = training.to_blocks(torch.randn(2, 5, 8, 12))
+    torch.library.opcheck(training.weight_gradient, (blocks[0].detach(), None, fine, [0, 5, 5], alignment))
+
+
+def test_gradients_of_gradients_are_refused():
+    network = UNet(dataclasses.replace(JANSSON2017.unet, channels=(4, 8), dropout_blocks=0)).train()
+    parameters = list(network.parameters())
+    gradients = torch.autograd.grad(network(torch.rand(2, 1, 8, 8)).sum(), parameters, create_graph=True)
+    with pytest.raises(NotImplementedError, match="PYUNETSEP_KERNELS=0"):
+        sum(gradient.square().sum() for gradient in gradients).backward()
 
 
 def gradients(network: UNet, magnitude: Tensor, kernels: bool) -> tuple[Tensor, dict[str, Tensor]]:
     network.zero_grad()
     with use_kernels(kernels):
+        assert unet_training.serves(network, magnitude) == kernels
         mask = network(magnitude)
         (mask * magnitude).square().mean().backward()
     return mask.detach(), {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
@@ -273,6 +328,7 @@ def test_a_hundred_steps_are_those_of_plain_pytorch(config):
                 layer.dropout.seeds = torch.tensor([7 * step + i, -step - i], dtype=torch.int32)
             magnitude, target = examples[step % 4], examples[step % 4].flip(-1)
             with use_kernels(kernels):
+                assert unet_training.serves(network, magnitude) == kernels
                 loss = (network(magnitude) * magnitude - target * magnitude).abs().mean()
             optimiser.zero_grad()
             loss.backward()
@@ -307,6 +363,18 @@ def test_which_networks_the_kernels_train(monkeypatch):
     frozen = UNet(small).train()
     frozen.freeze(all_but=1)
     assert not served(frozen)
+    others = UNet(small).train()
+    others.decoder_blocks[0].dropout = nn.Dropout(0.3)
+    assert not served(others)
+    hooked = UNet(small).train()
+    hook = hooked.encoder_blocks[1].conv.register_forward_hook(lambda *_: None)
+    assert not served(hooked)
+    hook.remove()
+    assert served(hooked)
+    cumulative = UNet(small).train()
+    cumulative.encoder_blocks[0].norm.momentum = None
+    assert not served(cumulative)
+    assert served(copy.deepcopy(UNet(small).train())) and served(pickle.loads(pickle.dumps(UNet(small).train())))
     with torch.autocast("cpu", torch.bfloat16):
         assert not served()
 
@@ -328,6 +396,10 @@ def test_one_value_a_channel_is_an_error():
         (lambda x, w: training.conv(torch.rand(1, 16, 4, 4), w[:, :1].expand(4, 16, 5, 5), None, "pytorch"), "fewer"),
         (lambda x, w: training.upconv(x, None, 2, w, None, False, "pytorch"), "skip_channels: got 2, wants 0"),
         (lambda x, w: training.upconv(x, x, 4, w, None, False, "pytorch"), "skip_channels: got 4, wants fewer"),
+        (
+            lambda x, w: training.upconv(x, None, 0, w[:, :1].expand(4, 16, 5, 5), None, True, "pytorch"),
+            "fewer than 16",
+        ),
         (lambda x, w: training.upconv(x, x[:, :, :2], 2, w, None, False, "pytorch"), "skip: got shape"),
         (lambda x, w: training.weight_gradient(x, None, x, [0, 4, 4], "pytorch"), "fine: got shape .* wants twice"),
         (lambda x, w: training.weight_gradient(x, None, x, [4, 4], "pytorch"), "channels: got"),
@@ -364,6 +436,17 @@ def test_what_does_not_fit_a_norm_is_an_error(changes, error, problem):
     }
     with pytest.raises(error, match=problem):
         training.norm(*(arguments | changes).values())
+
+
+@pytest.mark.parametrize(
+    ("which", "problem"), [(0, "gradient: got shape"), (4, "mean: got shape"), (5, "variance: got")]
+)
+def test_what_does_not_fit_the_gradient_of_a_norm_is_an_error(which, problem):
+    x, ones = torch.rand(2, 1, 2, 2, 16), torch.ones(16)
+    tensors = [x, x, ones, ones, ones, ones]
+    tensors[which] = tensors[which][:1]
+    with pytest.raises(ValueError, match=problem):
+        training.norm_gradient(*tensors, 1e-5, 1.0, 0.0, None, 0.0)
 
 
 def test_every_pair_of_alignment_and_depth_fits_the_phases():

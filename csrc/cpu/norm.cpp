@@ -51,7 +51,7 @@ inline Vec activation_gradient(Vec x, Vec slope) { return x > Vec{} ? broadcast(
 inline Bits mixed(Bits number, int shift, uint32_t factor) { return (number ^ (number >> shift)) * factor; }
 
 // The factors of dropout for a vector of channels. The hash is Wang and Ettinger's "triple32", of which the first round
-// mixes the place alone; pyunetsep/training/dropout.py has the same.
+// mixes the place alone; pyunetsep/dropout.py has the same.
 class Dropping {
  public:
   Dropping(const Normalisation& a, int64_t image, int64_t channel)

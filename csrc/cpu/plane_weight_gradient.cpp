@@ -2,7 +2,7 @@
 #include "parallel.h"
 #include "simd.h"
 
-// The gradient of a 5x5 filter of stride 2 between blocks of channels and one plane or two, as weight_gradient.cpp has
+// The gradient of a 5x5 filter of stride 2 between blocks of channels and a few planes, as weight_gradient.cpp has
 // it between blocks: directly. The lanes are the coarse map's channels.
 //
 // A task takes a stretch of rows of one image, and leaves its sums in a place of its own; these are added up in their

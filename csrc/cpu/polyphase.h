@@ -12,6 +12,9 @@ constexpr int kTaps = 5;
 
 static inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
+// Floats in an odd number of cache lines: rows so far apart spread over all cache sets.
+static inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
+
 // Points of a dimension that a phase's filter reaches: all, or all but the first or the last.
 struct PointRange {
   int first, last;

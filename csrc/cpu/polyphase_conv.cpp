@@ -128,7 +128,6 @@ struct Layout {
   int64_t v_tile, v_point, m_tile, m_point, m_start, size;
 
   explicit Layout(const Convolution& conv, int64_t tiles) {
-    const auto odd_lines = [](int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; };
     v_tile = odd_lines(input_blocks(conv) * kBlock * (conv.upsampling ? 1 : 4));
     m_tile = odd_lines(conv.blocks_a_task * kBlock * (conv.upsampling ? 4 : 1));
     v_point = odd_lines(v_tile * tiles);

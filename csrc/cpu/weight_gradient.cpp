@@ -43,7 +43,6 @@ struct GradientLayout {
 
   GradientLayout(const WeightGradient& a, const Points<R, C>& points)
       : coarse(coarse_blocks(a) * kBlock), fine(blocks_of(a.fine_channels) * kBlock) {
-    const auto odd_lines = [](int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; };
     u_tile = odd_lines(coarse);
     v_tile = odd_lines(4 * fine);
     const int64_t wanted = min(max(kChunkFloats / (kCount * (u_tile + v_tile)), kMinChunk), kMaxChunk);

@@ -68,7 +68,8 @@ __device__ __forceinline__ float in_range<Half>(float x) {
   return fminf(fmaxf(x, -kLargestHalf), kLargestHalf);
 }
 
-template <typename T, int kCount>
+// `kClamped`: see in_range. A gradient is not: whoever scales losses finds out by infinity that the scale is too large.
+template <bool kClamped = true, typename T, int kCount>
 __device__ __forceinline__ void store_channels(T* target, const float (&x)[kCount]) {
   static_assert(kCount == 4 || kCount % 8 == 0);
   if constexpr (sizeof(T) == 4) {
@@ -80,7 +81,10 @@ __device__ __forceinline__ void store_channels(T* target, const float (&x)[kCoun
   } else {
     uint32_t pairs[kCount / 2];
 #pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) pairs[i] = narrow_pair<T>(in_range<T>(x[2 * i]), in_range<T>(x[2 * i + 1]));
+    for (int i = 0; i < kCount / 2; ++i) {
+      pairs[i] = kClamped ? narrow_pair<T>(in_range<T>(x[2 * i]), in_range<T>(x[2 * i + 1]))
+                          : narrow_pair<T>(x[2 * i], x[2 * i + 1]);
+    }
     if constexpr (kCount == 4) {
       store8(target, make_uint2(pairs[0], pairs[1]));
     } else {

@@ -13,7 +13,6 @@ constexpr int kMaxImages = 16;                  // in a tile
 constexpr int kMaxSplits = 16, kMinChunks = 2;  // blocks that share a sum; and of each, or the gathering costs more
 constexpr int kBlocksAMultiprocessor = 2, kSharedKept = 1024;  // at most; bytes that the device keeps for each
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
 
 // Those that the .cu files have kernels for. On tensor cores shared memory is the next limit, so a warp takes as many
@@ -41,7 +40,7 @@ int64_t chunks_of(const Convolution& conv) { return source_chunks(conv, 0) + sou
 int64_t channel_blocks(const Convolution& conv, const Shape& shape) {
   int64_t channels = conv.planes ? conv.out_channels : padded_channels(conv.out_channels);
   if (shape.grid == Grid::dense) channels *= 4;
-  return ceil_div(channels, shape.channels());
+  return divided_up(channels, shape.channels());
 }
 
 bool mirrored(const Convolution& conv, const Shape& shape) {
@@ -149,8 +148,8 @@ void choose_tile(const ConvolutionRun& run, const Shape& shape, int shared_bytes
       --a.tile_columns_log2;
     }
   }
-  a.tiles_across = static_cast<int>(ceil_div(run.grid_columns, 1 << a.tile_columns_log2));
-  a.tiles_down = static_cast<int>(ceil_div(run.grid_rows, 1 << a.tile_rows_log2));
+  a.tiles_across = static_cast<int>(divided_up(run.grid_columns, 1 << a.tile_columns_log2));
+  a.tiles_down = static_cast<int>(divided_up(run.grid_rows, 1 << a.tile_rows_log2));
 }
 
 ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts) {
@@ -161,13 +160,13 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
   ConvolutionLaunch launch{};
   launch.shape = shape;
   launch.element = conv.element;
-  launch.tiles = static_cast<unsigned>(int64_t{a.tiles_across} * a.tiles_down * ceil_div(run.batch, a.images));
+  launch.tiles = static_cast<unsigned>(int64_t{a.tiles_across} * a.tiles_down * divided_up(run.batch, a.images));
   launch.channel_blocks = static_cast<unsigned>(channel_blocks(conv, shape));
   launch.networks = static_cast<unsigned>(run.networks);
   const int64_t blocks = int64_t{launch.tiles} * launch.channel_blocks * launch.networks;
   const int64_t chunks = chunks_of(conv);
   const auto shared_bytes = [&](int splits) {
-    return (ceil_div(chunks, splits) > 1 ? 2 : 1) * a.patch_bytes + kStages * shape.stage_bytes();
+    return (divided_up(chunks, splits) > 1 ? 2 : 1) * a.patch_bytes + kStages * shape.stage_bytes();
   };
   a.splits = 1;
   if (blocks <= kMaxArrivals) {
@@ -175,7 +174,7 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
     const int64_t at_once = int64_t{std::clamp(fit, 1, kBlocksAMultiprocessor)} * facts.multiprocessors;
     a.splits = static_cast<int>(std::clamp<int64_t>(std::min(at_once / blocks, chunks / kMinChunks), 1, kMaxSplits));
   }
-  a.patch_buffers = ceil_div(chunks, a.splits) > 1 ? 2 : 1;
+  a.patch_buffers = divided_up(chunks, a.splits) > 1 ? 2 : 1;
   launch.shared_bytes = shared_bytes(a.splits);
 
   for (int i = 0; i < 2; ++i) {

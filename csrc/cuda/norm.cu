@@ -5,7 +5,7 @@
 // Batch norm in training, with the activation and the dropout around it, on maps [pixels, channels]: statistics, what
 // becomes of the map, and the way back. Each is one pass over the maps, the way back two. Bound by memory.
 //
-// A thread owns 16 bytes of neighbouring channels, and takes every so-manieth pixel of its block's stretch. Sums are
+// A thread owns 16 bytes of neighbouring channels, and takes every `lanes`-th pixel of its block's stretch. Sums are
 // joined in the same order each time: within a thread, then the threads of a block, then the blocks, in double
 // precision.
 
@@ -273,16 +273,14 @@ __global__ void __launch_bounds__(kNormThreads) gradient_kernel(const NormRun a,
       const float rest = of_z[c] - share * of_bias.of[c] - normal[c] * (share * of_weight.of[c]);
       of_z[c] = scale.of[c] * rest * inner[c];
     }
-    store_channels(static_cast<T*>(to.of_x) + pixel * a.channels + at.channel, of_z);
+    store_channels<false>(static_cast<T*>(to.of_x) + pixel * a.channels + at.channel, of_z);
   }
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 dim3 grid_of(const NormRun& run, int64_t most) {
   const int64_t vectors = run.channels * size_of(run.element) / 16;
   return {static_cast<unsigned>(std::clamp<int64_t>(run.pixels / kMinPixels, 1, most)),
-          static_cast<unsigned>(ceil_div(vectors, kGroupVectors))};
+          static_cast<unsigned>(divided_up(vectors, kGroupVectors))};
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ enum class Element { half, bfloat16, single };
 constexpr int64_t kChannelUnit = 16, kParameterUnit = 64;
 
 constexpr int64_t size_of(Element element) { return element == Element::single ? 4 : 2; }
-constexpr int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+constexpr int64_t divided_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
+constexpr int64_t round_up(int64_t count, int64_t unit) { return divided_up(count, unit) * unit; }
 constexpr int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelUnit); }
 
 // What is fixed when weights are packed.

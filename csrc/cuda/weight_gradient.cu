@@ -232,8 +232,14 @@ __global__ void gather_kernel(const Gathering a) {
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
+
+int patch_rows(const Arguments& a) { return (2 << a.tile_rows_log2) + 3; }
+int tile_bytes(Element element) { return kTilePixels * kCoarse * static_cast<int>(size_of(element)); }
+int buffer_bytes(const Arguments& a, Element element) {
+  const int patch_pixels = a.images * patch_rows(a) * 2 * ((1 << a.tile_columns_log2) + 2);
+  return tile_bytes(element) + patch_pixels * kFine * static_cast<int>(size_of(element));
+}
 
 Arguments arguments_of(const WeightGradientRun& run, const DeviceFacts& facts) {
   Arguments a{};
@@ -253,24 +259,24 @@ Arguments arguments_of(const WeightGradientRun& run, const DeviceFacts& facts) {
   a.tile_columns_log2 = std::min(pixels - a.tile_rows_log2, all_columns);
   a.images = std::min(1 << (pixels - a.tile_rows_log2 - a.tile_columns_log2), kTileImages);
   while (a.images / 2 >= run.batch) a.images /= 2;
+  while (a.images > 1 && 2 * buffer_bytes(a, run.element) > facts.shared_bytes) a.images /= 2;
   const int tile_rows = 1 << a.tile_rows_log2, tile_columns = 1 << a.tile_columns_log2;
-  const auto bytes = static_cast<int>(size_of(run.element));
-  a.tiles_across = static_cast<int>(ceil_div(a.columns, tile_columns));
-  a.tiles_down = static_cast<int>(ceil_div(a.rows, tile_rows));
-  a.tiles = a.tiles_across * a.tiles_down * static_cast<int>(ceil_div(run.batch, a.images));
-  a.patch_rows = 2 * tile_rows + 3;
+  a.tiles_across = static_cast<int>(divided_up(a.columns, tile_columns));
+  a.tiles_down = static_cast<int>(divided_up(a.rows, tile_rows));
+  a.tiles = a.tiles_across * a.tiles_down * static_cast<int>(divided_up(run.batch, a.images));
+  a.patch_rows = patch_rows(a);
   a.pitch = tile_columns + 2;
   a.row_pixels = 2 * a.pitch;
-  a.tile_bytes = kTilePixels * kCoarse * bytes;
-  a.buffer_bytes = a.tile_bytes + a.images * a.patch_rows * a.row_pixels * kFine * bytes;
-  const int64_t blocks = ceil_div(a.coarse_channels, kCoarse) * ceil_div(a.fine_channels, kFine);
-  a.splits = static_cast<int>(std::clamp<int64_t>(ceil_div(2 * facts.multiprocessors, blocks), 1, a.tiles));
+  a.tile_bytes = tile_bytes(run.element);
+  a.buffer_bytes = buffer_bytes(a, run.element);
+  const int64_t blocks = divided_up(a.coarse_channels, kCoarse) * divided_up(a.fine_channels, kFine);
+  a.splits = static_cast<int>(std::clamp<int64_t>(divided_up(2 * facts.multiprocessors, blocks), 1, a.tiles));
   return a;
 }
 
 dim3 grid_of(const Arguments& a) {
-  return {static_cast<unsigned>(ceil_div(a.coarse_channels, kCoarse)),
-          static_cast<unsigned>(ceil_div(a.fine_channels, kFine)), static_cast<unsigned>(a.splits)};
+  return {static_cast<unsigned>(divided_up(a.coarse_channels, kCoarse)),
+          static_cast<unsigned>(divided_up(a.fine_channels, kFine)), static_cast<unsigned>(a.splits)};
 }
 
 }  // namespace

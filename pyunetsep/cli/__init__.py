@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import (
     TrainingError,
     UnknownModelError,
 )
-from . import bench, catalogue, demo, doctor, evaluate, export, models, plot, separate, train
+from . import arguments, bench, catalogue, demo, doctor, evaluate, export, models, plot, separate, train
 from .exit_codes import INTERRUPTED, MODEL_OR_DEVICE, SOME_FAILED, USAGE
 
 DESCRIPTION = "Separates the singing voice of a song from its accompaniment."
@@ -110,20 +110,21 @@ def _termination_is_an_interrupt() -> Iterator[None]:
 def _open_closed_streams() -> None:
     """Started with `>&-`, Python has no such stream, and the first file that is opened would get its number: what a
     library then prints would go into a stem."""
-
-    def at(number: int) -> Callable[[str, int], int]:
-        def opener(path: str, flags: int) -> int:
-            descriptor = os.open(path, flags)
-            if descriptor != number:
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            return number
-
-        return opener
-
     for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", opener=at(number)))  # noqa: SIM115  stays open
+        if getattr(sys, name) is not None:
+            continue
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        if descriptor != number and not _is_open(number):
+            os.dup2(descriptor, number)
+        setattr(sys, name, arguments.ClosedStream(os.fdopen(descriptor, "wb")))
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _drop_unwritable_output() -> None:

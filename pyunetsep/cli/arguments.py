@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ FLAGS = {
     "template:": "--template:",
     "sanitize=True (--sanitize)": "--sanitize",
 }
+
+
+class ClosedStream(io.TextIOWrapper):
+    """In the place of a standard stream that is closed: what is written is dropped."""
 
 
 def add_model(parser: argparse.ArgumentParser, devices: str = "auto, cpu, cuda or cuda:N") -> None:

@@ -193,7 +193,7 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("standard input is closed")
     if "-" in args.songs and sys.stdin.buffer.isatty():
         args.parser.error("standard input is a terminal; pipe a song into it")
-    if to_stdout and getattr(sys.stdout, "name", "") == os.devnull:  # see main
+    if to_stdout and isinstance(sys.stdout, arguments.ClosedStream):
         args.parser.error("standard output is closed")
     if to_stdout and sys.stdout.isatty():
         args.parser.error("standard output is a terminal; redirect it to a file or a pipe")

@@ -169,3 +169,13 @@ def _norm_backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | Non
 
 
 torch.library.register_autograd("pyunetsep::training_norm", _norm_backward, setup_context=_norm_setup)
+
+
+def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+    raise NotImplementedError(
+        "the training kernels have no gradients of gradients; PYUNETSEP_KERNELS=0 trains in plain PyTorch, which has"
+    )
+
+
+for _op in ("training_weight_gradient", "training_norm_gradient"):
+    torch.library.register_autograd(f"pyunetsep::{_op}", _no_second_gradient)

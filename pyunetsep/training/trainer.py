@@ -58,7 +58,7 @@ class Trainer:
         check_options(config, device, group)
         self.config, self.examples, self.device, self.group = config, examples, device, group
         self.networks = dict(random_networks(config) if networks is None else networks)
-        layout = self.layout = _layout(config, device)
+        layout = self.layout = _layout(config, device, group)
         self.layers: dict[str, list[SeededDropout]] = {}
         self.averages: dict[str, UNet] = {}
         self.trained: dict[str, nn.Module] = {}  # what is called: the network, perhaps compiled and distributed
@@ -140,8 +140,10 @@ class Trainer:
             moments = {
                 moment: rest.pop(f"optimiser.{name}.{moment}", None) for moment in ("step", "exp_avg", "exp_avg_sq")
             }
-            if step and any(value is None for value in moments.values()):
-                raise CheckpointError(f"it has not the optimiser's moments of {name}")
+            for moment, value in moments.items() if step else ():
+                wanted = torch.Size() if moment == "step" else parameter.shape
+                if value is None or value.shape != wanted:
+                    raise CheckpointError(f"it has not the optimiser's {moment} of {name}, {list(wanted)}")
             if step:
                 self.optimiser.state[parameter] = {
                     # moments lie in memory as their parameter does
@@ -202,9 +204,9 @@ class Trainer:
             torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], share)
 
 
-def _layout(config: TrainingConfig, device: torch.device) -> torch.memory_format:
+def _layout(config: TrainingConfig, device: torch.device, group: Group) -> torch.memory_format:
     """How weights lie in memory: as the kernels read them, or as PyTorch's convolutions are fastest."""
-    plain = config.precision == "float32" and not config.compile and not config.freeze_all_but
+    plain = config.precision == "float32" and not config.compile and not config.freeze_all_but and group.size == 1
     in_kernels = plain and device.type == "cpu" and unet_training.suits(config.model.unet) and kernels_enabled()
     return torch.contiguous_format if in_kernels else torch.channels_last
 

@@ -294,6 +294,7 @@ GRADIENTS = [
     (3, 64, 16, 8, 2, 132),  # pixels are shared
     (21, 16, 48, 1, 2, 3),  # more images than a tile has
     (2, 32, 32, 16, 8, 5),
+    (17, 16, 16, 4, 1, 2),  # as many images as a tile may have
 ]
 
 
@@ -358,3 +359,14 @@ def test_norm(sizes, element, emulated):
     made = [from_map(part[None], channels)[0].unsqueeze(-1) for part in (y, of_x)]
     for i, result in enumerate((made[0], made[1], of_weight[:channels], of_bias[:channels])):
         judge(result, lambda *x, i=i: block(*x)[i], x, weight, bias, gradient, times=4)
+
+
+def test_a_gradient_that_overflows_is_not_finite(emulated):
+    """Or whoever scales the loss would not find out."""
+    x, gradient = torch.randn(1, 8, 16).half(), torch.full((1, 8, 16), 60_000.0).half()
+    gradient[0, 0] = -60_000.0
+    inputs = [x, torch.full((16,), 100.0), torch.zeros(16), gradient, None]
+    shape, channels = ((1, 8, 16), torch.float16), ((16,), torch.float32)
+    outputs = [shape, channels, channels, shape, channels, channels]
+    of_x = emulated.run("norm", inputs, outputs, 0, 1, 8, 16, 16, 1e-5, 1.0, 1.0, 0.0)[3]
+    assert of_x.isinf().any()
