@@ -323,7 +323,7 @@ def test_weight_gradient(sizes, alignment, element, emulated):
 NORMS = [
     (2, 16, 35, (1.0, 0.2), 0.0),
     (3, 40, 70, (0.0, 1.0), 0.5),  # ReLU first; channels that only fill up
-    (1, 512, 9, (1.0, 0.0), 0.1),  # several groups of channels where they are floats
+    (1, 512, 70, (1.0, 0.0), 0.1),  # several groups of channels where they are floats; many pixels a thread
     (1, 16, 2, (1.0, 0.2), 0.0),
     (2, 48, 150, (1.0, 0.0), 0.0),  # several blocks, threads that idle
 ]
