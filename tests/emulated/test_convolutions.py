@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pyunetsep.ops import reference
 from tests.judge import judge
-from tests.test_training_ops import reference_norm
+from tests.test_training_ops import off_the_kink, reference_norm
 
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 ALIGNMENTS = ["pytorch", "tensorflow"]
@@ -337,6 +337,7 @@ def test_norm(sizes, element, emulated):
     weight, bias = 1 + 0.1 * torch.randn(channels), torch.randn(channels)
     seeds = torch.arange(batch, dtype=torch.int32) - 7 if dropout else None
     numbers = (1e-5, *slopes, dropout)
+    gradient = off_the_kink(gradient, x, weight, bias, *numbers[:2])
 
     def block(x, weight, bias, gradient):
         inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
