@@ -33,4 +33,11 @@ void launch_dense(const ConvolutionLaunch&, Queue) { unavailable(); }
 void input_convolution(const InputConvolutionRun&, Queue) { unavailable(); }
 void dilated_head(const DilatedHeadRun&, Queue) { unavailable(); }
 
+int64_t weight_gradient_bytes(const WeightGradientRun&, const DeviceFacts&) { unavailable(); }
+void weight_gradient(const WeightGradientRun&, const DeviceFacts&, Queue) { unavailable(); }
+int64_t norm_parts_floats(const NormRun&) { unavailable(); }
+void norm_statistics(const NormRun&, const NormStatisticsRun&, Queue) { unavailable(); }
+void norm_apply(const NormRun&, void*, Queue) { unavailable(); }
+void norm_gradient(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }
+
 }  // namespace pyunetsep::cuda
