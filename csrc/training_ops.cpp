@@ -34,6 +34,21 @@ at::Tensor checked_planes(const char* name, const at::Tensor& planes, int64_t ch
   return planes.contiguous();
 }
 
+// A map, behind a skip if there is one, and their channels: what the transposed convolution reads.
+struct Sources {
+  Sources(const std::optional<at::Tensor>& skip, int64_t skip_channels, const char* name, const at::Tensor& map,
+          int64_t channels) {
+    if (skip) {
+      maps.push_back(checked_map("skip", *skip, skip_channels));
+      widths.push_back(skip_channels);
+    }
+    maps.push_back(checked_map(name, map, channels));
+    widths.push_back(channels);
+  }
+  std::vector<at::Tensor> maps;
+  std::vector<int64_t> widths;
+};
+
 void check_weight(const at::Tensor& weight) {
   check_cpu_float32("weight", weight);
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 5 && weight.size(3) == 5 && weight.numel() > 0,
@@ -98,7 +113,6 @@ class Norm {
 
   const cpu::Level& level() const { return level_; }
   const cpu::Normalisation& args() const { return args_; }
-  const at::Tensor& x() const { return x_; }
   double* scratch() const { return scratch_.mutable_data_ptr<double>(); }
 
   at::Tensor unpadded(const at::Tensor& values) const { return values.narrow(0, 0, channels_).clone(); }
@@ -162,14 +176,7 @@ at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>&
   TORCH_CHECK_VALUE(skip ? 0 < skip_channels && skip_channels < in_channels : skip_channels == 0, "skip_channels: got ",
                     skip_channels, skip ? ", wants fewer than all " : ", wants 0 of the ", in_channels, " channels in",
                     skip ? "" : " without a skip");
-  std::vector<at::Tensor> maps;
-  std::vector<int64_t> widths;
-  if (skip) {
-    maps.push_back(checked_map("skip", *skip, skip_channels));
-    widths.push_back(skip_channels);
-  }
-  maps.push_back(checked_map("x", x, in_channels - skip_channels));
-  widths.push_back(in_channels - skip_channels);
+  const auto [maps, widths] = Sources(skip, skip_channels, "x", x, in_channels - skip_channels);
   const Size in = size_of(x), out{in.batch, 2 * in.rows, 2 * in.columns};
   std::vector<const float*> sources;
   for (const at::Tensor& map : maps) {
@@ -202,14 +209,7 @@ at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optiona
   const Alignment alignment = alignment_of(std::string(alignment_name));
   const Phases phases = phases_of(alignment, std::nullopt);
   const bool planes = fine.dim() == 4;
-  std::vector<at::Tensor> maps;
-  std::vector<int64_t> widths;
-  if (skip) {
-    maps.push_back(checked_map("skip", *skip, channels[0]));
-    widths.push_back(channels[0]);
-  }
-  maps.push_back(checked_map("coarse", coarse, channels[1]));
-  widths.push_back(channels[1]);
+  const auto [maps, widths] = Sources(skip, channels[0], "coarse", coarse, channels[1]);
   const at::Tensor source = planes ? checked_planes("fine", fine, channels[2]) : checked_map("fine", fine, channels[2]);
   for (const at::Tensor& map : maps) {
     TORCH_CHECK_VALUE(

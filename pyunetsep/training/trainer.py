@@ -58,12 +58,12 @@ class Trainer:
         check_options(config, device, group)
         self.config, self.examples, self.device, self.group = config, examples, device, group
         self.networks = dict(random_networks(config) if networks is None else networks)
-        layout = self.layout = _layout(config, device, group)
+        self.layout = _layout(config, device, group)
         self.layers: dict[str, list[SeededDropout]] = {}
         self.averages: dict[str, UNet] = {}
         self.trained: dict[str, nn.Module] = {}  # what is called: the network, perhaps compiled and distributed
         for stem, network in self.networks.items():
-            network.requires_grad_(True).to(device, memory_format=layout)  # type: ignore[call-overload]
+            network.requires_grad_(True).to(device, memory_format=self.layout)  # type: ignore[call-overload]
             if config.freeze_all_but:
                 network.freeze(all_but=config.freeze_all_but)
             self.averages[stem] = copy.deepcopy(network).eval().requires_grad_(False)
