@@ -51,7 +51,8 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def(
       "mask_block(Tensor x, Tensor? skip, Tensor weight, Tensor bias, str alignment, str upsampling) -> Tensor");
   library.def("dilated_head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
-  library.def("training_conv(Tensor x, Tensor weight, Tensor? bias, str alignment) -> Tensor");
+  library.def("training_conv(Tensor x, Tensor weight, Tensor? bias, str alignment, *, ScalarType? element=None) -> "
+      "Tensor");
   library.def(
       "training_upconv(Tensor x, Tensor? skip, int skip_channels, Tensor weight, Tensor? bias, bool to_planes, "
       "str alignment) -> Tensor");
@@ -65,7 +66,7 @@ TORCH_LIBRARY(pyunetsep, library) {
       "float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> (Tensor, Tensor, Tensor)");
 }
 
-// One function for both devices: it chooses by the tensors it gets. Blocks are for the CPU alone.
+// One function for both devices: it chooses by the tensors it gets. Blocks for evaluation are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("ratio_mask", &pyunetsep::ratio_mask);
   library.impl("overlap_add", &pyunetsep::overlap_add);
@@ -91,6 +92,11 @@ TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
   library.impl("magnitudes", &pyunetsep::magnitudes);
   library.impl("masked_istft", &pyunetsep::masked_istft);
   library.impl("mask_wave", &pyunetsep::mask_wave);
+  library.impl("training_conv", &pyunetsep::training_conv);
+  library.impl("training_upconv", &pyunetsep::training_upconv);
+  library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
+  library.impl("training_norm", &pyunetsep::training_norm);
+  library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {

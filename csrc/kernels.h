@@ -1,6 +1,7 @@
 // What the tensor layer may ask of the kernels: raw pointers and sizes, no torch and no CUDA header.
 // All arrays are contiguous in the order of their comment, none is empty, and the caller has checked the sizes.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -242,6 +243,11 @@ struct Dropout {
   int32_t threshold;     // hashes below it drop their element
   float factor;          // of those that stay
 };
+
+inline Dropout dropout_of(const int32_t* seeds, double probability) {
+  return {seeds, static_cast<int32_t>(std::llrint(probability * 4294967296.0) - 2147483648LL),
+          static_cast<float>(1 / (1 - probability))};
+}
 
 // What follows a convolution x in training: p = max(x, inner_slope x), z = scale (p - mean) + bias, y = max(z, slope
 // z), and what dropout leaves of that. Slopes of 1 change nothing: ReLU stands before the norm (inner) or behind it.

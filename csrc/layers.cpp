@@ -54,18 +54,6 @@ std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
   return best;
 }
 
-Alignment alignment_of(const std::string& name) {
-  if (name == "pytorch") return Alignment::pytorch;
-  TORCH_CHECK_VALUE(name == "tensorflow", "alignment: got '", name, "', wants pytorch or tensorflow");
-  return Alignment::tensorflow;
-}
-
-Upsampling upsampling_of(const std::string& name) {
-  if (name == "transposed") return Upsampling::transposed;
-  TORCH_CHECK_VALUE(name == "nearest", "upsampling: got '", name, "', wants transposed or nearest");
-  return Upsampling::nearest;
-}
-
 at::Tensor padded(const at::Tensor& values, int64_t channels) {
   at::Tensor result = at::zeros({blocks_of(channels) * kBlock}, at::kFloat);
   result.narrow(0, 0, channels).copy_(values);
@@ -86,7 +74,6 @@ at::Tensor allocate_floats(int64_t count) {
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
 
 int64_t map_floats(const Size& size, int64_t channels) {
   return size.batch * blocks_of(channels) * size.rows * size.columns * kBlock;

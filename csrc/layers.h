@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/level.h"
+#include "names.h"
 #include "phases.h"
 
 namespace pyunetsep {
@@ -28,9 +29,6 @@ struct Block {
   bool quick = false;  // weights that serve one call: packed in float32
 };
 
-Alignment alignment_of(const std::string& name);    // "pytorch" or "tensorflow"; throws c10::ValueError
-Upsampling upsampling_of(const std::string& name);  // "transposed" or "nearest"
-
 struct Size {
   int64_t batch, rows, columns;
 };
@@ -44,7 +42,7 @@ at::Tensor padded(const at::Tensor& values, int64_t channels);
 // that lie far apart.
 at::Tensor allocate_floats(int64_t count);
 
-int64_t blocks_of(int64_t channels);
+inline int64_t blocks_of(int64_t channels) { return (channels + cpu::kBlock - 1) / cpu::kBlock; }
 int64_t whole_lines(int64_t floats);                     // rounded up to cache lines
 int64_t map_floats(const Size& size, int64_t channels);  // of a map in blocks of channels
 

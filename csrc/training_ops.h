@@ -1,7 +1,9 @@
-// What the U-Net's training comes down to, as ops on tensors, float32 on the CPU. Maps lie in the kernels' blocks of
-// channels, [batch, blocks, rows, columns, kBlock], from the first convolution to the last; the network's input and
-// output are planes [batch, channels, rows, columns]. Each op's gradients are ops of this list, so that what is trained
-// is what was tested; pyunetsep/ops/training.py says which.
+// What the U-Net's training comes down to, as ops on tensors. Maps lie in blocks of channels, [batch, blocks, rows,
+// columns, channels of a block], from the first convolution to the last: on the CPU of kBlock channels each, float32;
+// on a GPU there is one block, filled up with zeros to a multiple of kBlock, of float32, float16 or bfloat16.
+// Parameters, their gradients, and the network's input and output, which are planes [batch, channels, rows, columns],
+// are float32. Each op's gradients are ops of this list, so that what is trained is what was tested;
+// pyunetsep/ops/training.py says which.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -11,10 +13,10 @@
 
 namespace pyunetsep {
 
-// A 5x5 convolution of stride 2 of a map or of planes (fewer than kBlock) -> a map. Rows and columns are even; the
-// weight is [out, in, 5, 5].
+// A 5x5 convolution of stride 2 of a map or of planes (fewer than kBlock) -> a map of `element`, or else
+// of x's. Rows and columns are even; the weight is [out, in, 5, 5].
 at::Tensor training_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         std::string_view alignment);
+                         std::string_view alignment, std::optional<at::ScalarType> element);
 
 // A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes. The weight is
 // [skip's channels and x's, out, 5, 5]; `skip_channels` of them are the skip's.

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def serves(network: UNet, magnitude: Tensor) -> bool:
-    """Whether the kernels can train this network on these magnitudes: on a CPU in float32, all of it as it was made.
+    """Whether the kernels can train this network on these magnitudes: in float32, on a GPU also under autocast, all of
+    it as it was made.
 
     Not what others put into it, a dropout of theirs or hooks; and not a frozen block, or one whose statistics are those
     of all processes.
@@ -28,14 +29,23 @@ def serves(network: UNet, magnitude: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and network.training
         and magnitude.numel() > 0
-        and magnitude.device.type == network.device.type == "cpu"
+        and magnitude.device == network.device
         and magnitude.dtype == network.dtype == torch.float32
         and suits(network.config)
-        and not torch.is_autocast_enabled("cpu")
+        and _element(magnitude.device) is not None
         and kernels_enabled()
         and all(_as_made(module) for module in network.modules())
         and all(type(block.dropout) is SeededDropout for block in network.decoder_blocks)
     )
+
+
+def _element(device: torch.device) -> torch.dtype | None:
+    """Of the maps between the kernels, if there are any for the device: as autocast wants on a GPU."""
+    if device.type not in ("cpu", "cuda"):
+        return None
+    if not torch.is_autocast_enabled(device.type):
+        return torch.float32
+    return torch.get_autocast_dtype(device.type) if device.type == "cuda" else None
 
 
 def _as_made(module: nn.Module) -> bool:
@@ -54,10 +64,11 @@ def suits(config: UNetConfig) -> bool:
 def forward(network: UNet, magnitude: Tensor) -> Tensor:
     """The mask; see `UNet.forward`."""
     alignment, raw_skips = network.config.alignment, network.config.skips == "raw"
+    element = _element(magnitude.device)
     skips = []
     x = magnitude
     for encoder_block in network.encoder_blocks:
-        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment)
+        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment, element=element)
         x = raw
         if encoder_block.norm is not None:
             x = _normalised(encoder_block.norm, raw, slope=encoder_block.leaky_slope)

@@ -58,19 +58,19 @@ __device__ __forceinline__ void load_channels(const void* from, float (&x)[16 / 
   }
 }
 
-// A half holds its largest value rather than infinity, of which a mask would make NaN.
 template <typename T>
-__device__ __forceinline__ float in_range(float x) {
+__device__ __forceinline__ float in_range(float x, float) {
   return x;
 }
 template <>
-__device__ __forceinline__ float in_range<Half>(float x) {
-  return fminf(fmaxf(x, -kLargestHalf), kLargestHalf);
+__device__ __forceinline__ float in_range<Half>(float x, float largest) {
+  return fminf(fmaxf(x, -largest), largest);
 }
 
-// `kClamped`: see in_range. A gradient is not: whoever scales losses finds out by infinity that the scale is too large.
-template <bool kClamped = true, typename T, int kCount>
-__device__ __forceinline__ void store_channels(T* target, const float (&x)[kCount]) {
+// A half holds at most `largest` rather than infinity, of which a mask would make NaN. In training that is infinity:
+// whoever scales losses finds out by it that the scale is too large.
+template <typename T, int kCount>
+__device__ __forceinline__ void store_channels(T* target, const float (&x)[kCount], float largest = kLargestHalf) {
   static_assert(kCount == 4 || kCount % 8 == 0);
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
@@ -82,8 +82,7 @@ __device__ __forceinline__ void store_channels(T* target, const float (&x)[kCoun
     uint32_t pairs[kCount / 2];
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {
-      pairs[i] = kClamped ? narrow_pair<T>(in_range<T>(x[2 * i]), in_range<T>(x[2 * i + 1]))
-                          : narrow_pair<T>(x[2 * i], x[2 * i + 1]);
+      pairs[i] = narrow_pair<T>(in_range<T>(x[2 * i], largest), in_range<T>(x[2 * i + 1], largest));
     }
     if constexpr (kCount == 4) {
       store8(target, make_uint2(pairs[0], pairs[1]));

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
+#include <stdexcept>
 #include <vector>
 
 #include "tiling.h"
@@ -78,28 +80,19 @@ class Factors {
     if (out >= conv_.out_channels || phase > 3) return 0;
     const double* const filter = weight_ + (out * (conv_.in_channels[0] + conv_.in_channels[1]) + in) * 25;
     double sum = 0;
-    for (const int k : of_filter_[tap][phase]) sum += filter[k];
+    for (const int k : of_filter(tap, static_cast<int>(phase))) sum += filter[k];
     return sum;
   }
+
+  // The filter's taps that add up to one of the kernel's, and of a phase's.
+  const std::vector<int>& of_filter(int tap, int phase) const { return of_filter_[tap][phase]; }
 
  private:
   const Convolution& conv_;
   bool dense_;
   const double* weight_;
-  std::vector<int> of_filter_[25][4];  // the filter's taps that add up to one of the kernel's, and of a phase's
+  std::vector<int> of_filter_[25][4];
 };
-
-// Where, in bytes of a tap, the factor of channel k of a chunk lies for a block's channel: in the order in which lanes
-// hold the matrices of multiply_add, so that each reads 16 bytes at once; its channels are neighbours in the output.
-int64_t place_in_tap(const Shape& shape, Element element, int channel, int k) {
-  if (element == Element::single) return (int64_t{k} * shape.channels() + channel) * 4;
-  const int warp = channel / (8 * shape.channel_tiles), of_warp = channel % (8 * shape.channel_tiles);
-  const int owner = of_warp / (2 * shape.channel_tiles), tile = of_warp % (2 * shape.channel_tiles) / 2;
-  const int lane = (2 * owner + channel % 2) * 4 + k % 8 / 2;
-  const int half = k / 8 * 4 + k % 2 * 2;
-  const int of_lane = shape.channel_tiles == 1 ? lane * 8 : tile / 2 * 512 + lane * 16 + tile % 2 * 8;
-  return warp * 256 * shape.channel_tiles + of_lane + half;
-}
 
 void store_element(Element element, double value, unsigned char* to) {
   const auto rounded = static_cast<float>(value);
@@ -201,6 +194,7 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
   a.scale = run.scale;
   a.shift = run.shift;
   a.slope = run.slope;
+  a.largest = run.overflows ? std::numeric_limits<float>::infinity() : kLargestHalf;
   a.parameter_stride = static_cast<int>(round_up(conv.out_channels, kParameterUnit));
   a.target = run.target;
   a.out_channels = static_cast<int>(conv.planes ? conv.out_channels : padded_channels(conv.out_channels));
@@ -221,24 +215,49 @@ int64_t packed_bytes(const Convolution& conv) {
 void pack(const Convolution& conv, const double* weight, void* packed) {
   const Shape shape = shape_of(conv);
   const Factors factors(conv, shape, weight);
-  const int of_chunk = chunk_channels(conv.element);
   auto* tap_start = static_cast<unsigned char*>(packed);
   std::memset(packed, 0, static_cast<size_t>(packed_bytes(conv)));
   for (int64_t block = 0; block < channel_blocks(conv, shape); ++block) {
     for (int64_t chunk = 0; chunk < chunks_of(conv); ++chunk) {
       const bool second = chunk >= source_chunks(conv, 0);
-      const int64_t first_k = (chunk - (second ? source_chunks(conv, 0) : 0)) * of_chunk;
+      const int64_t first_k = (chunk - (second ? source_chunks(conv, 0) : 0)) * chunk_channels(conv.element);
       for (int tap = 0; tap < shape.taps(); ++tap, tap_start += kPixelBytes * shape.channels()) {
-        for (int k = 0; k < of_chunk && first_k + k < conv.in_channels[second]; ++k) {
-          const int64_t in = first_k + k + (second ? conv.in_channels[0] : 0);
-          for (int c = 0; c < shape.channels(); ++c) {
-            const double factor = factors(block * shape.channels() + c, in, tap);
-            store_element(conv.element, factor, tap_start + place_in_tap(shape, conv.element, c, k));
-          }
+        for (int byte = 0; byte < kPixelBytes * shape.channels(); byte += static_cast<int>(size_of(conv.element))) {
+          const Slot slot = slot_at(shape, conv.element, byte);
+          if (first_k + slot.k >= conv.in_channels[second]) continue;
+          const int64_t in = first_k + slot.k + (second ? conv.in_channels[0] : 0);
+          store_element(conv.element, factors(block * shape.channels() + slot.channel, in, tap), tap_start + byte);
         }
       }
     }
   }
+}
+
+void pack_on_device(const Convolution& conv, const float* weight, bool by_input, void* packed, Queue queue) {
+  if (conv.upsampling == Upsampling::nearest) throw std::invalid_argument("a repetition's weights are sums");
+  Packing packing{};
+  packing.weight = weight;
+  const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
+  packing.out_stride = by_input ? 25 : in_channels * 25;
+  packing.in_stride = by_input ? conv.out_channels * 25 : 25;
+  packing.shape = shape_of(conv);
+  packing.element = conv.element;
+  packing.planes = conv.planes;
+  for (int i = 0; i < 2; ++i) {
+    packing.in_channels[i] = static_cast<int>(conv.in_channels[i]);
+    packing.source_chunks[i] = static_cast<int>(source_chunks(conv, i));
+  }
+  packing.out_channels = static_cast<int>(conv.out_channels);
+  packing.blocks = static_cast<int>(channel_blocks(conv, packing.shape));
+  packing.packed = packed;
+  const Factors factors(conv, packing.shape, nullptr);
+  for (int tap = 0; tap < packing.shape.taps(); ++tap) {
+    for (int phase = 0; phase < 4; ++phase) {
+      const std::vector<int>& of_filter = factors.of_filter(tap, phase);
+      packing.of_filter[tap][phase] = static_cast<int8_t>(of_filter.empty() ? -1 : of_filter.front());
+    }
+  }
+  launch_packing(packing, queue);
 }
 
 int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts) {

@@ -308,7 +308,7 @@ __device__ __forceinline__ void store_map(const ConvolutionArguments& a, const T
           column = 2 * column + dense_phase % 2;
         }
         const int64_t at = (int64_t{pixel.image} * upsampled * a.grid_rows + row) * out_columns + column;
-        store_channels(target + at * a.out_channels, x);
+        store_channels(target + at * a.out_channels, x, a.largest);
       }
     }
   }

@@ -14,8 +14,9 @@ constexpr int kPatchRows = 2 * kRows + 3, kPatchColumns = 2 * kColumns + 3, kPit
 constexpr int kTaps = 25, kChannels = static_cast<int>(kChannelUnit);
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) input_convolution_kernel(const InputConvolutionRun a, int tiles_across,
-                                                                     int tiles_down, int pad, int parameter_stride) {
+__global__ void __launch_bounds__(kThreads)
+    input_convolution_kernel(const InputConvolutionRun a, int tiles_across, int tiles_down, int pad,
+                             int parameter_stride, float largest) {
   SHARED_MEMORY(shared);
   float* const patch = reinterpret_cast<float*>(shared);   // [kPatchRows, 2, kPitch]
   float* const weights = patch + kPatchRows * 2 * kPitch;  // [kTaps, kChannels]
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) input_convolution_kernel(const Input
   const int first_column = blockIdx.x % tiles_across * kColumns;
   const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;  // of the tile; and row + 4
 
-  if (blockIdx.x == 0 && blockIdx.y == 0) {
+  if (a.arrivals && blockIdx.x == 0 && blockIdx.y == 0) {
     for (int i = threadIdx.x; i < kMaxArrivals; i += kThreads) a.arrivals[i] = 0;
   }
 
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) input_convolution_kernel(const Input
         const float z = sums[p][first + k] + a.bias[network * parameter_stride + channel + first + k];
         x[k] = z > 0.0f ? z : z * a.slope;
       }
-      store_channels(target + first, x);
+      store_channels(target + first, x, largest);
     }
   }
 }
@@ -95,7 +96,7 @@ void input_convolution(const InputConvolutionRun& run, Queue queue) {
   const int parameter_stride = static_cast<int>(round_up(run.out_channels, kParameterUnit));
   with_element(run.element, [&]<typename T>(std::type_identity<T>) {
     CUDA_LAUNCH(input_convolution_kernel<T>, grid, kThreads, bytes, queue, padded, across, down,
-                zeros_before(run.alignment), parameter_stride);
+                zeros_before(run.alignment), parameter_stride, run.overflows ? INFINITY : kLargestHalf);
   });
 }
 

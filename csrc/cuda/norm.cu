@@ -46,6 +46,23 @@ struct Parameters {
   __device__ __forceinline__ Parameters(const float* values, int channel) { load_floats(values + channel, of); }
 };
 
+// What a thread's channels are normalised by.
+template <typename T>
+struct Norm {
+  Parameters<T> mean, bias;
+  float inverse_deviation[kCount<T>], scale[kCount<T>];
+
+  __device__ __forceinline__ Norm(const NormRun& a, int channel) : mean(a.mean, channel), bias(a.bias, channel) {
+    const Parameters<T> variance(a.variance, channel), weight(a.weight, channel);
+#pragma unroll
+    for (int c = 0; c < kCount<T>; ++c) {
+      inverse_deviation[c] = 1.0f / sqrtf(variance.of[c] + a.epsilon);
+      scale[c] = weight.of[c] * inverse_deviation[c];
+    }
+  }
+  __device__ __forceinline__ float of(float distance, int c) const { return distance * scale[c] + bias.of[c]; }
+};
+
 __device__ __forceinline__ float activated(float x, float slope) { return x > 0.0f ? x : slope * x; }
 __device__ __forceinline__ float activation_gradient(float x, float slope) { return x > 0.0f ? 1.0f : slope; }
 
@@ -143,11 +160,8 @@ __global__ void join_statistics_kernel(const NormRun a, const NormStatisticsRun 
       squares += from[1] + distance * distance * count * pixels / all;
       count = all;
     }
-    const double deviation = sqrt(squares / count + to.epsilon);
     to.mean[channel] = static_cast<float>(mean);
     to.variance[channel] = static_cast<float>(squares / count);
-    to.scale[channel] = static_cast<float>(to.weight[channel] / deviation);
-    to.inverse_deviation[channel] = static_cast<float>(1 / deviation);
   }
 }
 
@@ -155,17 +169,16 @@ template <typename T>
 __global__ void __launch_bounds__(kNormThreads) apply_kernel(const NormRun a, void* y) {
   const Place<T> at(a);
   if (!at.works) return;
-  const Parameters<T> mean(a.mean, at.channel), scale(a.scale, at.channel), bias(a.bias, at.channel);
+  const Norm<T> norm(a, at.channel);
   for (int64_t pixel = at.first + at.lane; pixel < at.last; pixel += at.lanes) {
     float x[kCount<T>];
     load_channels<T>(static_cast<const T*>(a.x) + pixel * a.channels + at.channel, x);
 #pragma unroll
     for (int c = 0; c < kCount<T>; ++c) {
-      const float distance = activated(x[c], a.inner_slope) - mean.of[c];
-      x[c] = activated(distance * scale.of[c] + bias.of[c], a.slope);
+      x[c] = activated(norm.of(activated(x[c], a.inner_slope) - norm.mean.of[c], c), a.slope);
       if (a.dropout.seeds) x[c] *= dropping(a, pixel, at.channel + c);
     }
-    store_channels(static_cast<T*>(y) + pixel * a.channels + at.channel, x);
+    store_channels(static_cast<T*>(y) + pixel * a.channels + at.channel, x, INFINITY);
   }
 }
 
@@ -179,10 +192,7 @@ class Backward {
         gradient_(static_cast<const T*>(to.gradient) + channel),
         stride_(to.gradient_stride),
         channel_(channel),
-        mean_(a.mean, channel),
-        scale_(a.scale, channel),
-        bias_(a.bias, channel),
-        inverse_deviation_(to.inverse_deviation, channel) {}
+        norm_(a, channel) {}
 
   __device__ __forceinline__ void operator()(int64_t pixel, float (&of_z)[kCount<T>], float (&normal)[kCount<T>],
                                              float (&inner)[kCount<T>]) const {
@@ -191,20 +201,22 @@ class Backward {
     load_channels<T>(gradient_ + pixel * stride_, of_z);
 #pragma unroll
     for (int c = 0; c < kCount<T>; ++c) {
-      const float distance = activated(x[c], a_.inner_slope) - mean_.of[c];
-      normal[c] = distance * inverse_deviation_.of[c];
+      const float distance = activated(x[c], a_.inner_slope) - norm_.mean.of[c];
+      normal[c] = distance * norm_.inverse_deviation[c];
       inner[c] = activation_gradient(x[c], a_.inner_slope);
-      of_z[c] *= activation_gradient(distance * scale_.of[c] + bias_.of[c], a_.slope);
+      of_z[c] *= activation_gradient(norm_.of(distance, c), a_.slope);
       if (a_.dropout.seeds) of_z[c] *= dropping(a_, pixel, channel_ + c);
     }
   }
+
+  __device__ __forceinline__ const Norm<T>& norm() const { return norm_; }
 
  private:
   const NormRun& a_;
   const T *x_, *gradient_;
   int64_t stride_;
   int channel_;
-  Parameters<T> mean_, scale_, bias_, inverse_deviation_;
+  Norm<T> norm_;
 };
 
 // One block's sums for the gradients of its channels: [blocks, channels, bias and weight].
@@ -263,7 +275,7 @@ __global__ void __launch_bounds__(kNormThreads) gradient_kernel(const NormRun a,
   const Place<T> at(a);
   if (!at.works) return;
   const Backward<T> backward(a, to, at.channel);
-  const Parameters<T> scale(a.scale, at.channel), of_bias(to.of_bias, at.channel), of_weight(to.of_weight, at.channel);
+  const Parameters<T> of_bias(to.of_bias, at.channel), of_weight(to.of_weight, at.channel);
   const float share = 1.0f / static_cast<float>(a.pixels);
   for (int64_t pixel = at.first + at.lane; pixel < at.last; pixel += at.lanes) {
     float of_z[kCount<T>], normal[kCount<T>], inner[kCount<T>];
@@ -271,9 +283,9 @@ __global__ void __launch_bounds__(kNormThreads) gradient_kernel(const NormRun a,
 #pragma unroll
     for (int c = 0; c < kCount<T>; ++c) {
       const float rest = of_z[c] - share * of_bias.of[c] - normal[c] * (share * of_weight.of[c]);
-      of_z[c] = scale.of[c] * rest * inner[c];
+      of_z[c] = backward.norm().scale[c] * rest * inner[c];
     }
-    store_channels<false>(static_cast<T*>(to.of_x) + pixel * a.channels + at.channel, of_z);
+    store_channels(static_cast<T*>(to.of_x) + pixel * a.channels + at.channel, of_z, INFINITY);
   }
 }
 

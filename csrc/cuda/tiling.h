@@ -5,6 +5,12 @@
 #include "elements.h"
 #include "unet.h"
 
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__
+#else
+#define HOST_DEVICE
+#endif
+
 namespace pyunetsep::cuda {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
@@ -22,8 +28,8 @@ struct Shape {
   int warp_columns, pixel_tiles, channel_tiles;
 
   constexpr int pixels() const { return kWarps / warp_columns * pixel_tiles * 16; }
-  constexpr int channels() const { return warp_columns * channel_tiles * 8; }
-  constexpr int taps() const { return grid == Grid::dense ? 9 : 25; }
+  HOST_DEVICE constexpr int channels() const { return warp_columns * channel_tiles * 8; }
+  HOST_DEVICE constexpr int taps() const { return grid == Grid::dense ? 9 : 25; }
   constexpr int taps_a_step() const { return grid == Grid::dense ? 3 : 5; }
   constexpr int stage_bytes() const { return taps_a_step() * kPixelBytes * channels(); }
   constexpr int sums() const { return pixels() * channels() * (grid == Grid::transposed ? 4 : 1); }
@@ -47,6 +53,38 @@ constexpr Place place_of(Grid grid, int tap) {
   }
   return {};
 }
+
+// A factor's channel, of those of a block, and place in its chunk of the input's channels.
+struct Slot {
+  int channel, k;
+};
+
+// Whose factor lies at such a byte of a tap's packed weights: they lie in the order in which lanes hold the matrices of
+// multiply_add, so that each reads 16 bytes at once; a lane's channels are neighbours in the output.
+HOST_DEVICE constexpr Slot slot_at(const Shape& shape, Element element, int byte) {
+  if (element == Element::single) return {byte / 4 % shape.channels(), byte / 4 / shape.channels()};
+  const int of_warp = 256 * shape.channel_tiles;
+  const int warp = byte / of_warp, place = byte % of_warp;
+  const bool single_tile = shape.channel_tiles == 1;
+  const int lane = single_tile ? place / 8 : place % 512 / 16;
+  const int tile = single_tile ? 0 : place / 512 * 2 + place % 16 / 8;
+  const int owner = lane / 8, half = byte % 8;
+  return {warp * 8 * shape.channel_tiles + owner * 2 * shape.channel_tiles + tile * 2 + lane / 4 % 2,
+          half / 4 * 8 + lane % 4 * 2 + half % 4 / 2};
+}
+
+// How weights are packed that lie on the device.
+struct Packing {
+  const float* weight;
+  int64_t out_stride, in_stride;
+  Shape shape;
+  Element element;
+  bool planes;
+  int in_channels[2], source_chunks[2], out_channels, blocks;
+  int8_t of_filter[25][4];  // the tap of the filter that is the kernel's, and of planes the phase's; or -1
+  void* packed;
+};
+void launch_packing(const Packing& packing, Queue queue);
 
 struct ConvolutionArguments {
   const void* source[2];
@@ -74,6 +112,7 @@ struct ConvolutionArguments {
   const float* scale;
   const float* shift;
   float slope;
+  float largest;  // value of a half
   int parameter_stride;
   void* target;
   int out_channels;  // of the target: padded, or planes

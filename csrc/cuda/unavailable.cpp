@@ -30,11 +30,15 @@ DeviceFacts device_facts(int) { unavailable(); }
 void launch_strided(const ConvolutionLaunch&, Queue) { unavailable(); }
 void launch_transposed(const ConvolutionLaunch&, Queue) { unavailable(); }
 void launch_dense(const ConvolutionLaunch&, Queue) { unavailable(); }
+void launch_packing(const Packing&, Queue) { unavailable(); }
+void pack_input_on_device(int64_t, int64_t, const float*, float*, Queue) { unavailable(); }
 void input_convolution(const InputConvolutionRun&, Queue) { unavailable(); }
 void dilated_head(const DilatedHeadRun&, Queue) { unavailable(); }
 
 int64_t weight_gradient_bytes(const WeightGradientRun&, const DeviceFacts&) { unavailable(); }
 void weight_gradient(const WeightGradientRun&, const DeviceFacts&, Queue) { unavailable(); }
+int64_t plane_weight_gradient_bytes(const WeightGradientRun&, const DeviceFacts&) { unavailable(); }
+void plane_weight_gradient(const WeightGradientRun&, const DeviceFacts&, Queue) { unavailable(); }
 int64_t norm_parts_floats(const NormRun&) { unavailable(); }
 void norm_statistics(const NormRun&, const NormStatisticsRun&, Queue) { unavailable(); }
 void norm_apply(const NormRun&, void*, Queue) { unavailable(); }

@@ -35,6 +35,9 @@ struct Convolution {
 int64_t packed_bytes(const Convolution& conv);
 void pack(const Convolution& conv, const double* weight, void* packed);
 
+// The same on the device, of floats [out, in, 5, 5], or [in, out, 5, 5] if they lie `by_input`; not for a repetition.
+void pack_on_device(const Convolution& conv, const float* weight, bool by_input, void* packed, Queue queue);
+
 // Planes of floats with contiguous columns, [networks, batch, channels, rows, columns].
 struct Planes {
   float* data;
@@ -64,8 +67,9 @@ struct ConvolutionRun {
   const float* scale;
   const float* shift;
   float slope;
-  void* target;   // a map, or ...
-  Output output;  // ... of Convolution::planes
+  bool overflows;  // halves become infinite, as training wants, instead of the largest that they can be
+  void* target;    // a map, or ...
+  Output output;   // ... of Convolution::planes
   // Few pixels make few blocks: then several share a sum. See split_bytes.
   float* partial_sums;
   uint32_t* arrivals;  // kMaxArrivals zeros, which are zeros again afterwards
@@ -87,11 +91,13 @@ struct InputConvolutionRun {
   const float* weight;  // [networks, out_channels / kChannelUnit, channels, 25, kChannelUnit]
   const float* bias;    // [networks, channels]
   float slope;
+  bool overflows;  // as in ConvolutionRun
   void* target;
-  uint32_t* arrivals;  // kMaxArrivals, zeroed for the layers to come
+  uint32_t* arrivals;  // kMaxArrivals, zeroed for the layers to come; or null
 };
 int64_t packed_input_floats(int64_t channels, int64_t out_channels);  // of one network
 void pack_input(int64_t channels, int64_t out_channels, const double* weight, float* packed);
+void pack_input_on_device(int64_t channels, int64_t out_channels, const float* weight, float* packed, Queue queue);
 void input_convolution(const InputConvolutionRun& run, Queue queue);
 
 // 4x4 convolution with dilation 2 of one plane, to masks: output o reads inputs o - 3, o - 1, o + 1, o + 3.
@@ -120,6 +126,10 @@ struct WeightGradientRun {
 int64_t weight_gradient_bytes(const WeightGradientRun& run, const DeviceFacts& facts);
 void weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Queue queue);
 
+// The same where the fine map is planes of floats, [batch, fine_channels, 2 rows, 2 columns].
+int64_t plane_weight_gradient_bytes(const WeightGradientRun& run, const DeviceFacts& facts);
+void plane_weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Queue queue);
+
 // What follows a convolution in training, see Normalisation of kernels.h; the channels are filled up to whole units,
 // and so are all parameters.
 struct NormRun {
@@ -129,24 +139,21 @@ struct NormRun {
   int64_t pixels;  // of all images
   int64_t channels;
   float inner_slope, slope;
-  const float* mean;  // [channels], as what follows
-  const float* scale;
-  const float* bias;
+  const float *weight, *bias;    // [channels] each
+  const float *mean, *variance;  // likewise; not read where they are made
+  float epsilon;
   cpu::Dropout dropout;
 };
 
 struct NormStatisticsRun {
-  const float* weight;  // [channels]
-  double epsilon;
-  float *mean, *variance, *scale, *inverse_deviation;  // [channels] each: made
-  float* parts;                                        // norm_parts_floats
+  float *mean, *variance;  // [channels] each
+  float* parts;            // norm_parts_floats
 };
 
 struct NormGradientRun {
   const void* gradient;     // of y: [pixels, channels], pixels so many elements apart
   int64_t gradient_stride;  // a multiple of 16 bytes
-  const float* inverse_deviation;
-  float* of_weight;  // [channels]
+  float* of_weight;         // [channels]
   float* of_bias;
   void* of_x;    // as x
   float* parts;  // norm_parts_floats

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "weight_gradient.h"
+
 #include "channels.cuh"
 
 // The gradient of a 5x5 filter of stride 2 between a coarse map and a fine one of twice its size:
@@ -18,17 +20,14 @@
 // Bytes: both maps once for each block of the other's channels, from the second cache level. Bound by tensor cores and
 // shared memory where there are many channels, by memory where there are few.
 //
-// Blocks that share the pixels leave their sums in global memory, and a second kernel adds them up, always in the same
-// order.
+// Blocks that share the pixels leave their sums in global memory, to be gathered.
 
 namespace pyunetsep::cuda {
 namespace {
 
-constexpr int kTapRows = 5, kTapColumns = 5, kTaps = kTapRows * kTapColumns;
 constexpr int kBlockThreads = 32 * kTapRows;
 constexpr int kCoarse = 32, kFine = 16;  // channels
 constexpr int kTilePixels = 64, kTileImages = 16;
-constexpr int kGatherThreads = 256;
 
 struct Arguments {
   const void* coarse;
@@ -214,24 +213,6 @@ __global__ void __launch_bounds__(kBlockThreads, 2) weight_gradient_kernel(const
   });
 }
 
-struct Gathering {
-  const float* sums;  // [splits, 25, coarse, fine]
-  int64_t splits, coarse, fine;
-  int64_t coarse_channels, fine_channels;  // without what fills up
-  float* gradient;
-};
-
-__global__ void gather_kernel(const Gathering a) {
-  for (int64_t i = first_item(); i < kTaps * a.coarse_channels * a.fine_channels; i += item_stride()) {
-    const int64_t f = i % a.fine_channels, c = i / a.fine_channels % a.coarse_channels,
-                  tap = i / a.fine_channels / a.coarse_channels;
-    const float* from = a.sums + (tap * a.coarse + c) * a.fine + f;
-    float sum = 0.0f;
-    for (int64_t split = 0; split < a.splits; ++split) sum += from[split * kTaps * a.coarse * a.fine];
-    a.gradient[(c * a.fine_channels + f) * kTaps + tap] = sum;
-  }
-}
-
 int log2_up(int64_t size) { return std::bit_width(static_cast<uint64_t>(size - 1)); }
 
 int patch_rows(const Arguments& a) { return (2 << a.tile_rows_log2) + 3; }
@@ -293,11 +274,9 @@ void weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Que
   with_element(run.element, [&]<typename T>(std::type_identity<T>) {
     CUDA_LAUNCH((weight_gradient_kernel<T>), grid, kBlockThreads, 2 * a.buffer_bytes, queue, a);
   });
-  const Gathering gathering{
-      run.partial_sums,  a.splits,    int64_t{grid.x} * kCoarse, int64_t{grid.y} * kFine, run.coarse_channels,
-      run.fine_channels, run.gradient};
-  const int64_t pairs = kTaps * run.coarse_channels * run.fine_channels;
-  CUDA_LAUNCH(gather_kernel, blocks_for(pairs, kGatherThreads, 4096), kGatherThreads, 0, queue, gathering);
+  gather({run.partial_sums, a.splits, int64_t{grid.x} * kCoarse, int64_t{grid.y} * kFine, run.coarse_channels,
+          run.fine_channels, run.gradient},
+         queue);
 }
 
 }  // namespace pyunetsep::cuda

@@ -1,9 +1,12 @@
-"""The ops of the U-Net's training, differentiable, float32 on the CPU.
+"""The ops of the U-Net's training, differentiable.
 
-Maps lie as the kernels read and write them, in blocks of channels: [batch, blocks, bins, frames, BLOCK]. The first
-convolution takes planes, [batch, channels, bins, frames], and the last gives them. What these ops compute is what
-`torch.nn.functional` does between `to_blocks` and `from_blocks`; the gradient of a convolution's input is a convolution
-of the other kind.
+Maps lie as the kernels read and write them, in blocks of channels: [batch, blocks, bins, frames, channels of a block].
+On the CPU blocks have BLOCK channels; on a GPU there is one, a multiple of BLOCK. The first convolution takes planes,
+[batch, channels, bins, frames], and the last gives them. What these ops compute is what `torch.nn.functional` does
+between `to_blocks` and `from_blocks`; the gradient of a convolution's input is a convolution of the other kind.
+
+Planes and parameters are float32; maps are so on the CPU, and on a GPU of whichever element the first convolution is
+asked for, float32, float16 or bfloat16, with sums in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch.nn import functional as F
 from . import kernels as _kernels  # noqa: F401  loads the extension, which has the ops
 
 BLOCK = 16  # channels
+ONE_BLOCK = {"cuda"}  # devices whose maps have one
 
 conv = torch.ops.pyunetsep.training_conv.default
 upconv = torch.ops.pyunetsep.training_upconv.default
@@ -25,18 +29,26 @@ norm = torch.ops.pyunetsep.training_norm.default
 norm_gradient = torch.ops.pyunetsep.training_norm_gradient.default
 
 
-def blocks_of(channels: int) -> int:
-    return -(-channels // BLOCK)
+def blocks_of(channels: int, device: torch.device) -> tuple[int, int]:
+    """Of a map of so many channels: how many there are, and of how many channels."""
+    filled = -(-channels // BLOCK)
+    return (1, filled * BLOCK) if device.type in ONE_BLOCK else (filled, BLOCK)
+
+
+def map_shape(batch: int, channels: int, bins: int, frames: int, device: torch.device) -> tuple[int, ...]:
+    blocks, block = blocks_of(channels, device)
+    return batch, blocks, bins, frames, block
 
 
 def to_blocks(planes: Tensor) -> Tensor:
-    """[batch, channels, bins, frames] -> [batch, blocks, bins, frames, BLOCK], zeros behind the last channel."""
-    missing = blocks_of(planes.shape[1]) * BLOCK - planes.shape[1]
-    return F.pad(planes, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, BLOCK)).permute(0, 1, 3, 4, 2).contiguous()
+    """[batch, channels, bins, frames] -> a map, zeros behind the last channel."""
+    blocks, block = blocks_of(planes.shape[1], planes.device)
+    missing = blocks * block - planes.shape[1]
+    return F.pad(planes, (0, 0, 0, 0, 0, missing)).unflatten(1, (blocks, block)).permute(0, 1, 3, 4, 2).contiguous()
 
 
 def from_blocks(blocks: Tensor, channels: int) -> Tensor:
-    """[batch, blocks, bins, frames, BLOCK] -> [batch, channels, bins, frames]."""
+    """A map -> [batch, channels, bins, frames]."""
     return blocks.permute(0, 1, 4, 2, 3).flatten(1, 2)[:, :channels].contiguous()
 
 
@@ -44,8 +56,9 @@ def from_blocks(blocks: Tensor, channels: int) -> Tensor:
 
 
 @torch.library.register_fake("pyunetsep::training_conv")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, alignment: str) -> Tensor:
-    return x.new_empty((x.shape[0], blocks_of(weight.shape[0]), x.shape[2] // 2, x.shape[3] // 2, BLOCK))
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, alignment: str, *, element: torch.dtype | None = None) -> Tensor:
+    shape = map_shape(x.shape[0], weight.shape[0], x.shape[2] // 2, x.shape[3] // 2, x.device)
+    return x.new_empty(shape, dtype=element or x.dtype)
 
 
 @torch.library.register_fake("pyunetsep::training_upconv")
@@ -58,13 +71,13 @@ def _(
     to_planes: bool,
     alignment: str,
 ) -> Tensor:
-    channels, size = weight.shape[1], (2 * x.shape[2], 2 * x.shape[3])
-    return x.new_empty((x.shape[0], channels, *size) if to_planes else (x.shape[0], blocks_of(channels), *size, BLOCK))
+    sizes = x.shape[0], weight.shape[1], 2 * x.shape[2], 2 * x.shape[3]
+    return weight.new_empty(sizes) if to_planes else x.new_empty(map_shape(*sizes, x.device))
 
 
 @torch.library.register_fake("pyunetsep::training_weight_gradient")
 def _(coarse: Tensor, skip: Tensor | None, fine: Tensor, channels: list[int], alignment: str) -> Tensor:
-    return coarse.new_empty((channels[0] + channels[1], channels[2], 5, 5))
+    return coarse.new_empty((channels[0] + channels[1], channels[2], 5, 5), dtype=torch.float32)
 
 
 @torch.library.register_fake("pyunetsep::training_norm")
@@ -102,17 +115,19 @@ def _(
 
 
 def _bias_gradient(gradient: Tensor, channels: int) -> Tensor:
-    return gradient.sum((0, 2, 3)).flatten()[:channels]
+    return gradient.sum((0, 2, 3), dtype=torch.float32).flatten()[:channels]
 
 
-def _conv_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
+def _conv_setup(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     x, weight, _, ctx.alignment = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _conv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     out, channels = weight.shape[:2]
     return (
         upconv(gradient, None, 0, weight, None, x.ndim == 4, ctx.alignment) if needs_x else None,
@@ -130,17 +145,25 @@ def _upconv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, skip, weight)
 
 
+def _split(both: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
+    """Views of a map's first channels, which are whole blocks, and of the rest."""
+    (first_blocks, first_block), (blocks, block) = blocks_of(first, both.device), blocks_of(second, both.device)
+    if both.device.type in ONE_BLOCK:
+        return both[..., :first_block], both[..., first_block : first_block + block]
+    return both[:, :first_blocks], both[:, first_blocks : first_blocks + blocks]
+
+
 def _upconv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, skip, weight = ctx.saved_tensors
     needs_x, needs_skip, _, needs_weight, needs_bias, _, _ = ctx.needs_input_grad
     first, channels, out = ctx.skip_channels, weight.shape[0] - ctx.skip_channels, weight.shape[1]
     of_x = of_skip = None
     if first % BLOCK == 0 and needs_x:  # both lie in one map
-        both = conv(gradient, weight, None, ctx.alignment)
-        of_skip, of_x = both.split([first // BLOCK, blocks_of(channels)], 1)
+        both = conv(gradient, weight, None, ctx.alignment, element=x.dtype)
+        of_skip, of_x = _split(both, first, channels)
     else:
-        of_x = conv(gradient, weight[first:], None, ctx.alignment) if needs_x else None
-        of_skip = conv(gradient, weight[:first], None, ctx.alignment) if needs_skip else None
+        of_x = conv(gradient, weight[first:], None, ctx.alignment, element=x.dtype) if needs_x else None
+        of_skip = conv(gradient, weight[:first], None, ctx.alignment, element=x.dtype) if needs_skip else None
     return (
         of_x,
         of_skip if needs_skip else None,

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -52,6 +51,19 @@ Output output_of(int64_t ending, float* to, float* magnitude, int64_t batch, int
   return output;
 }
 
+Convolution convolution_of(int64_t element, int64_t alignment, int64_t upsampling, bool planes, int64_t in_0,
+                           int64_t in_1, int64_t out) {
+  Convolution conv{};
+  conv.element = static_cast<Element>(element);
+  conv.alignment = static_cast<Alignment>(alignment);
+  if (upsampling >= 0) conv.upsampling = static_cast<Upsampling>(upsampling);
+  conv.in_channels[0] = in_0;
+  conv.in_channels[1] = in_1;
+  conv.out_channels = out;
+  conv.planes = planes;
+  return conv;
+}
+
 }  // namespace
 
 extern "C" {
@@ -64,14 +76,7 @@ const char* convolution(const double* weight, const void* source_0, const void* 
                         int64_t rows, int64_t columns, int64_t grid_rows, int64_t grid_columns, int64_t multiprocessors,
                         double read_slope, double slope) {
   return message_of([=] {
-    Convolution conv{};
-    conv.element = static_cast<Element>(element);
-    conv.alignment = static_cast<Alignment>(alignment);
-    if (upsampling >= 0) conv.upsampling = static_cast<Upsampling>(upsampling);
-    conv.in_channels[0] = in_0;
-    conv.in_channels[1] = in_1;
-    conv.out_channels = out;
-    conv.planes = ending >= 0;
+    const Convolution conv = convolution_of(element, alignment, upsampling, ending >= 0, in_0, in_1, out);
     const int64_t bytes = packed_bytes(conv);
     std::vector<unsigned char> memory(static_cast<size_t>(networks * bytes + 16));
     auto* packed = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) & ~uintptr_t{15});
@@ -241,10 +246,39 @@ const char* dilated_head(const float* source, const float* weight, const float* 
   });
 }
 
-// coarse [batch, rows, columns, channels], fine of twice the rows and columns, channels filled up.
+// On the device, of floats [out, in, 5, 5] or `by_input` [in, out, 5, 5].
+const char* pack_on_device(const float* weight, void* packed, int64_t element, int64_t alignment, int64_t upsampling,
+                           int64_t planes, int64_t in_0, int64_t in_1, int64_t out, int64_t by_input) {
+  return message_of([=] {
+    const Convolution conv = convolution_of(element, alignment, upsampling, planes != 0, in_0, in_1, out);
+    pyunetsep::cuda::pack_on_device(conv, weight, by_input != 0, packed, kQueue);
+  });
+}
+
+// On the host, of doubles [out, in, 5, 5].
+const char* pack_on_host(const double* weight, void* packed, int64_t element, int64_t alignment, int64_t upsampling,
+                         int64_t planes, int64_t in_0, int64_t in_1, int64_t out) {
+  return message_of(
+      [=] { pack(convolution_of(element, alignment, upsampling, planes != 0, in_0, in_1, out), weight, packed); });
+}
+
+const char* pack_input_on_device(const float* weight, float* packed, int64_t channels, int64_t out_channels) {
+  return message_of([=] { pyunetsep::cuda::pack_input_on_device(channels, out_channels, weight, packed, kQueue); });
+}
+
+const char* pack_input_on_host(const double* weight, float* packed, int64_t channels, int64_t out_channels) {
+  return message_of([=] { pack_input(channels, out_channels, weight, packed); });
+}
+
+int64_t packed_size(int64_t element, int64_t upsampling, int64_t planes, int64_t in_0, int64_t in_1, int64_t out) {
+  return packed_bytes(convolution_of(element, 0, upsampling, planes != 0, in_0, in_1, out));
+}
+
+// coarse [batch, rows, columns, channels], fine of twice the rows and columns, channels filled up; or, of `planes`,
+// fine [batch, channels, rows, columns].
 const char* weight_gradient(const void* coarse, const void* fine, float* gradient, int64_t element, int64_t alignment,
                             int64_t batch, int64_t rows, int64_t columns, int64_t coarse_channels,
-                            int64_t fine_channels, int64_t multiprocessors) {
+                            int64_t fine_channels, int64_t planes, int64_t multiprocessors) {
   return message_of([=] {
     WeightGradientRun run{};
     run.element = static_cast<Element>(element);
@@ -259,9 +293,9 @@ const char* weight_gradient(const void* coarse, const void* fine, float* gradien
     run.gradient = gradient;
     DeviceFacts facts = device_facts(0);
     facts.multiprocessors = static_cast<int>(multiprocessors);
-    PartialSums sums(weight_gradient_bytes(run, facts));
+    PartialSums sums((planes ? plane_weight_gradient_bytes : weight_gradient_bytes)(run, facts));
     run.partial_sums = sums.data();
-    pyunetsep::cuda::weight_gradient(run, facts, kQueue);
+    (planes ? pyunetsep::cuda::plane_weight_gradient : pyunetsep::cuda::weight_gradient)(run, facts, kQueue);
     sums.check();
   });
 }
@@ -281,19 +315,16 @@ const char* norm(const void* x, const float* weight, const float* bias, const vo
     run.channels = channels;
     run.inner_slope = static_cast<float>(inner_slope);
     run.slope = static_cast<float>(slope);
+    run.weight = weight;
     run.bias = bias;
-    run.dropout.seeds = seeds;
-    run.dropout.threshold = static_cast<int32_t>(std::llrint(dropout * 4294967296.0) - 2147483648LL);
-    run.dropout.factor = static_cast<float>(1 / (1 - dropout));
+    run.epsilon = static_cast<float>(epsilon);
+    run.dropout = cpu::dropout_of(seeds, dropout);
     PartialSums parts(norm_parts_floats(run) * 4), others(norm_parts_floats(run) * 4);
-    std::vector<float> memory(static_cast<size_t>(2 * channels + 8), std::numeric_limits<float>::quiet_NaN());
-    float* scale = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) & ~uintptr_t{15});
-    float* inverse = scale + channels;
-    norm_statistics(run, {weight, epsilon, mean, variance, scale, inverse, parts.data()}, kQueue);
+    norm_statistics(run, {mean, variance, parts.data()}, kQueue);
     run.mean = mean;
-    run.scale = scale;
+    run.variance = variance;
     norm_apply(run, y, kQueue);
-    norm_gradient(run, {gradient, gradient_stride, inverse, of_weight, of_bias, of_x, others.data()}, kQueue);
+    norm_gradient(run, {gradient, gradient_stride, of_weight, of_bias, of_x, others.data()}, kQueue);
     parts.check();
     others.check();
   });

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 CSRC = Path(os.environ.get("PYUNETSEP_EMULATED_SOURCES", ROOT / "csrc"))  # another tree: `make mutate`
@@ -44,8 +45,11 @@ def with_headers(source: Path) -> list[Path]:
     return found
 
 
-def compile_library(sources: Iterable[Path], *flags: str) -> ctypes.CDLL:
-    """The sources as a shared library in which nothing is missing. Compiles those that have changed."""
+def compile_library(sources: Iterable[Path], *flags: str, libraries: Iterable[str] = ()) -> ctypes.CDLL:
+    """The sources as a shared library in which nothing is missing. Compiles those that have changed.
+
+    `libraries`: the linker's options for those that it needs.
+    """
 
     def key_of(*parts: bytes | str) -> str:
         return hashlib.sha256(repr((COMPILER, FLAGS, flags, parts)).encode()).hexdigest()[:12]
@@ -65,14 +69,27 @@ def compile_library(sources: Iterable[Path], *flags: str) -> ctypes.CDLL:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
     link = ["-shared", *(["-Wl,-z,defs"] if sys.platform == "linux" else [])]  # elsewhere linkers insist anyway
-    return ctypes.CDLL(str(build(BUILD / f"kernels-{key_of(*(path.name for path in objects))}.so", *link, *objects)))
+    target = BUILD / f"kernels-{key_of(*(path.name for path in objects), *libraries)}.so"
+    return ctypes.CDLL(str(build(target, *link, *objects, *libraries)))
 
 
 def emulated_library() -> ctypes.CDLL:
     """All kernels with their exports."""
+    return compile_library([*kernel_sources(), *sorted(EXPORTS.glob("exports*.cpp"))], *EMULATION)
+
+
+def kernel_sources() -> list[Path]:
     sources = [*sorted((CSRC / "cuda").glob("*.c*")), CSRC / "emulation" / "emulation.cpp"]
-    sources = [path for path in sources if path.name != "unavailable.cpp" and path.suffix in (".cu", ".cpp")]
-    return compile_library([*sources, *sorted(EXPORTS.glob("exports*.cpp"))], *EMULATION)
+    return [path for path in sources if path.name != "unavailable.cpp" and path.suffix in (".cu", ".cpp")]
+
+
+def emulated_training_ops() -> ctypes.CDLL:
+    """Registers torch.ops.pyunetsep_emulated.training_*: the ops as they are on a GPU, for tensors on the CPU."""
+    sources = [*(CSRC / f"{name}.cpp" for name in ("training_ops", "training_cuda", "names"))]
+    sources.append(EXPORTS / "training_ops.cpp")
+    includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+    return compile_library([*kernel_sources(), *sources], *EMULATION, *includes, libraries=libraries)
 
 
 class Emulated:

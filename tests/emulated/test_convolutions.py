@@ -1,5 +1,7 @@
 """The U-Net's layers of csrc/cuda on the host, each against the reference in float64."""
 
+import ctypes
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from pyunetsep.ops import reference
 from tests.judge import judge
-from tests.test_training_ops import off_the_kink, reference_norm
+from tests.test_training_ops import of_weight, off_the_kink, reference_norm
 
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 ALIGNMENTS = ["pytorch", "tensorflow"]
@@ -306,17 +308,71 @@ def test_weight_gradient(sizes, alignment, element, emulated):
     fine = rounded(batch, fine_channels, 2 * rows, 2 * columns, element=element)
 
     def gradient(coarse, fine):
-        weight = torch.zeros(coarse_channels, fine_channels, 5, 5, dtype=fine.dtype, requires_grad=True)
-        zeros = (1, 2, 1, 2) if alignment == "tensorflow" else (2, 2, 2, 2)
-        return torch.autograd.grad(F.conv2d(F.pad(fine, zeros), weight, stride=2), weight, coarse)[0]
+        return of_weight(fine, coarse, alignment)
 
     maps = [to_map(x[None], element)[0].contiguous() for x in (coarse, fine)]
     outputs = [((coarse_channels, fine_channels, 5, 5), torch.float32)]
     numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), batch, rows, columns)
     (result,) = emulated.run(
-        "weight_gradient", maps, outputs, *numbers, coarse_channels, fine_channels, multiprocessors
+        "weight_gradient", maps, outputs, *numbers, coarse_channels, fine_channels, 0, multiprocessors
     )
     judge(result, gradient, coarse, fine)
+
+
+# batch, channels of the coarse map and planes of the fine one, rows and columns of the coarse map, multiprocessors
+PLANE_GRADIENTS = [
+    (2, 20, 2, 9, 35, 1),  # channels that only fill up, tiles partly outside
+    (1, 16, 1, 1, 1, 132),
+    (3, 32, 3, 17, 70, 3),  # pixels are shared
+]
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@each_element(PLANE_GRADIENTS)
+def test_plane_weight_gradient(sizes, alignment, element, emulated):
+    batch, coarse_channels, planes, rows, columns, multiprocessors = sizes
+    coarse = rounded(batch, coarse_channels, rows, columns, element=element)
+    fine = torch.randn(batch, planes, 2 * rows, 2 * columns)
+
+    def gradient(coarse, fine):
+        return of_weight(fine, coarse, alignment)
+
+    outputs = [((coarse_channels, planes, 5, 5), torch.float32)]
+    numbers = (ELEMENTS.index(element), ALIGNMENTS.index(alignment), batch, rows, columns, coarse_channels, planes, 1)
+    maps = [to_map(coarse[None], element)[0].contiguous(), fine]
+    (result,) = emulated.run("weight_gradient", maps, outputs, *numbers, multiprocessors)
+    judge(result, gradient, coarse, fine)
+
+
+# upsampling, planes, channels of both maps in, and out
+PACKINGS = [(-1, 0, 20, 0, 70), (-1, 0, 16, 0, 20), (0, 0, 20, 36, 32), (0, 0, 16, 0, 70), (0, 0, 16, 3, 16)]
+PACKINGS += [(0, 1, 16, 20, 1), (0, 1, 36, 0, 3)]
+
+
+@pytest.mark.parametrize("by_input", [0, 1])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_weights_packed_on_the_device_are_those_packed_on_the_host(kind, alignment, by_input, element, emulated):
+    upsampling, planes, *in_channels, out_channels = kind
+    weight = torch.randn(out_channels, sum(in_channels), 5, 5)
+    sizes = (ELEMENTS.index(element), upsampling, planes, *in_channels, out_channels)
+    emulated.library.packed_size.restype = ctypes.c_int64
+    packed_bytes = emulated.library.packed_size(*map(ctypes.c_int64, sizes))
+    output = [((packed_bytes // element.itemsize,), element)]
+    numbers = (sizes[0], ALIGNMENTS.index(alignment), *sizes[1:])
+    given = weight.transpose(0, 1).contiguous() if by_input else weight
+    (packed,) = emulated.run("pack_on_device", [given], output, *numbers, by_input)
+    (expected,) = emulated.run("pack_on_host", [weight.double()], output, *numbers, orders=[(0, 0)])
+    assert torch.equal(packed, expected) and packed.any()
+
+
+@pytest.mark.parametrize(("channels", "out_channels"), [(1, 16), (2, 20), (3, 64)])
+def test_first_weights_packed_on_the_device_are_those_packed_on_the_host(channels, out_channels, emulated):
+    weight = torch.randn(out_channels, channels, 5, 5)
+    output = [((-(-out_channels // 16) * 16 * channels * 25,), torch.float32)]
+    (packed,) = emulated.run("pack_input_on_device", [weight], output, channels, out_channels)
+    (expected,) = emulated.run("pack_input_on_host", [weight.double()], output, channels, out_channels, orders=[(0, 0)])
+    assert torch.equal(packed, expected) and packed.any()
 
 
 # batch, channels, pixels of an image, slopes, dropout

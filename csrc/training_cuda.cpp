@@ -1,0 +1,225 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "cuda/unet.h"
+#include "cuda_queue.h"
+#include "training_kernels.h"
+
+namespace pyunetsep {
+namespace {
+
+static_assert(cpu::kBlock == cuda::kChannelUnit);
+
+cuda::Element element_of(const at::Tensor& map) {
+  switch (map.scalar_type()) {
+    case at::kHalf:
+      return cuda::Element::half;
+    case at::kBFloat16:
+      return cuda::Element::bfloat16;
+    default:
+      return cuda::Element::single;
+  }
+}
+
+at::Tensor bytes_like(const at::Tensor& tensor, int64_t bytes) {
+  return at::empty({bytes}, tensor.options().dtype(at::kByte));
+}
+
+float* floats_of(const at::Tensor& bytes) { return static_cast<float*>(bytes.mutable_data_ptr()); }
+
+// [channels], filled up with zeros to whole units; zeros if there is no bias.
+at::Tensor bias_of(const std::optional<at::Tensor>& bias, const at::Tensor& like, int64_t channels) {
+  const int64_t wanted = cuda::padded_channels(channels);
+  if (bias && wanted == channels) return *bias;
+  at::Tensor filled = at::zeros({wanted}, like.options().dtype(at::kFloat));
+  if (bias) filled.narrow(0, 0, channels).copy_(*bias);
+  return filled;
+}
+
+// Memory is torch's, which gives it again to what is queued later on the same stream.
+class CudaKernels final : public TrainingKernels {
+ public:
+  bool computes(at::ScalarType element) const override {
+    return element == at::kFloat || element == at::kHalf || element == at::kBFloat16;
+  }
+  int64_t block(int64_t channels) const override { return cuda::padded_channels(channels); }
+  at::Tensor empty_map(const Size& size, int64_t channels, const at::TensorOptions& options) const override {
+    return at::empty({size.batch, 1, size.rows, size.columns, block(channels)}, options);
+  }
+
+  void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
+            const at::Tensor& y) const override {
+    if (x.dim() == 4) return input_conv(x, weight, bias, alignment, y);
+    cuda::Convolution conv{};
+    conv.element = element_of(x);
+    conv.alignment = alignment;
+    conv.in_channels[0] = weight.size(1);
+    conv.out_channels = weight.size(0);
+    run(conv, {{x}, {weight.size(1)}}, weight, bias, size_of(y), y);
+  }
+
+  void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
+              const at::Tensor& y) const override {
+    cuda::Convolution conv{};
+    conv.element = element_of(x.maps.front());
+    conv.alignment = alignment;
+    conv.upsampling = Upsampling::transposed;
+    for (size_t i = 0; i < x.maps.size(); ++i) conv.in_channels[i] = x.channels[i];
+    conv.out_channels = weight.size(1);
+    conv.planes = y.dim() == 4;
+    run(conv, x, weight, bias, size_of(x.maps.front()), y);
+  }
+
+  void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
+                       const at::Tensor& gradient) const override {
+    const cuda::Queue queue = current_queue(fine.device());
+    const cuda::DeviceFacts facts = cuda::device_facts(queue.device);
+    const bool planes = fine.dim() == 4;
+    cuda::WeightGradientRun run{};
+    run.alignment = alignment;
+    run.fine = fine.const_data_ptr();
+    run.fine_channels = gradient.size(1);
+    run.gradient = gradient.mutable_data_ptr<float>();
+    for (size_t i = 0; i < coarse.maps.size(); ++i) {
+      const Size size = size_of(coarse.maps[i]);
+      run.element = element_of(coarse.maps[i]);
+      run.coarse = coarse.maps[i].const_data_ptr();
+      run.batch = size.batch;
+      run.rows = size.rows;
+      run.columns = size.columns;
+      run.coarse_channels = coarse.channels[i];
+      const at::Tensor sums =
+          bytes_like(fine, (planes ? cuda::plane_weight_gradient_bytes : cuda::weight_gradient_bytes)(run, facts));
+      run.partial_sums = floats_of(sums);
+      (planes ? cuda::plane_weight_gradient : cuda::weight_gradient)(run, facts, queue);
+      run.gradient += run.coarse_channels * run.fine_channels * 25;
+    }
+  }
+
+  void norm(const TrainingNorm& norm, const at::Tensor& y, const at::Tensor& mean,
+            const at::Tensor& variance) const override {
+    const cuda::Queue queue = current_queue(norm.x.device());
+    const cuda::NormRun run = norm_run(norm, mean, variance);
+    const at::Tensor parts = bytes_like(norm.x, cuda::norm_parts_floats(run) * 4);
+    cuda::norm_statistics(run, {mean.mutable_data_ptr<float>(), variance.mutable_data_ptr<float>(), floats_of(parts)},
+                          queue);
+    cuda::norm_apply(run, y.mutable_data_ptr(), queue);
+  }
+
+  // Its pixels lie at one distance, which the kernels' loads of 16 bytes can bear.
+  bool reads_apart(const at::Tensor& gradient) const override {
+    const int64_t pixel = gradient.stride(3);
+    return gradient.stride(4) == 1 && gradient.stride(2) == gradient.size(3) * pixel &&
+           gradient.stride(0) == gradient.size(2) * gradient.stride(2) && pixel * gradient.element_size() % 16 == 0 &&
+           reinterpret_cast<uintptr_t>(gradient.const_data_ptr()) % 16 == 0;
+  }
+
+  void norm_gradient(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance,
+                     const at::Tensor& gradient, const at::Tensor& of_x, const at::Tensor& of_weight,
+                     const at::Tensor& of_bias) const override {
+    const cuda::NormRun run = norm_run(norm, mean, variance);
+    const at::Tensor parts = bytes_like(norm.x, cuda::norm_parts_floats(run) * 4);
+    cuda::norm_gradient(run,
+                        {gradient.const_data_ptr(), gradient.stride(3), of_weight.mutable_data_ptr<float>(),
+                         of_bias.mutable_data_ptr<float>(), of_x.mutable_data_ptr(), floats_of(parts)},
+                        current_queue(norm.x.device()));
+  }
+
+ private:
+  static void input_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         Alignment alignment, const at::Tensor& y) {
+    const cuda::Queue queue = current_queue(x.device());
+    const int64_t channels = weight.size(1), out_channels = weight.size(0);
+    const at::Tensor packed = at::empty({cuda::packed_input_floats(channels, out_channels)}, x.options());
+    cuda::pack_input_on_device(channels, out_channels, weight.const_data_ptr<float>(), packed.mutable_data_ptr<float>(),
+                               queue);
+    const at::Tensor biases = bias_of(bias, x, out_channels);
+    cuda::InputConvolutionRun run{};
+    run.element = element_of(y);
+    run.alignment = alignment;
+    run.source = x.const_data_ptr<float>();
+    run.batch_stride = x.stride(0);
+    run.channel_stride = x.stride(1);
+    run.row_stride = x.stride(2);
+    run.networks = 1;
+    run.batch = x.size(0);
+    run.channels = channels;
+    run.rows = x.size(2);
+    run.columns = x.size(3);
+    run.out_channels = out_channels;
+    run.out_rows = y.size(2);
+    run.out_columns = y.size(3);
+    run.weight = packed.const_data_ptr<float>();
+    run.bias = biases.const_data_ptr<float>();
+    run.slope = 1.0f;
+    run.overflows = true;
+    run.target = y.mutable_data_ptr();
+    cuda::input_convolution(run, queue);
+  }
+
+  static void run(const cuda::Convolution& conv, const Sources& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias, const Size& grid, const at::Tensor& y) {
+    const at::Tensor& first = x.maps.front();
+    const cuda::Queue queue = current_queue(first.device());
+    const cuda::DeviceFacts facts = cuda::device_facts(queue.device);
+    const at::Tensor packed = bytes_like(first, cuda::packed_bytes(conv));
+    cuda::pack_on_device(conv, weight.const_data_ptr<float>(), conv.upsampling.has_value(), packed.mutable_data_ptr(),
+                         queue);
+    const at::Tensor biases = bias_of(bias, first, conv.out_channels);
+    cuda::ConvolutionRun run{};
+    run.conv = &conv;
+    run.packed = packed.const_data_ptr();
+    run.networks = 1;
+    run.batch = grid.batch;
+    run.in_rows = first.size(2);
+    run.in_columns = first.size(3);
+    run.grid_rows = grid.rows;
+    run.grid_columns = grid.columns;
+    for (size_t i = 0; i < x.maps.size(); ++i) run.source[i] = x.maps[i].const_data_ptr();
+    run.bias = biases.const_data_ptr<float>();
+    run.slope = 1.0f;
+    run.overflows = true;
+    if (conv.planes) {
+      const cuda::Planes planes{y.mutable_data_ptr<float>(), 0, y.stride(0), y.stride(1), y.stride(2)};
+      run.output = {cpu::Ending::plain, planes, planes};
+    } else {
+      run.target = y.mutable_data_ptr();
+    }
+    const int64_t bytes = cuda::partial_bytes(run, facts);
+    at::Tensor sums, arrivals;
+    if (bytes > 0) {
+      sums = bytes_like(first, bytes);
+      arrivals = at::zeros({cuda::kMaxArrivals}, first.options().dtype(at::kInt));
+      run.partial_sums = floats_of(sums);
+      run.arrivals = static_cast<uint32_t*>(arrivals.mutable_data_ptr());
+    }
+    cuda::convolution(run, facts, queue);
+  }
+
+  static cuda::NormRun norm_run(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance) {
+    cuda::NormRun run{};
+    run.element = element_of(norm.x);
+    run.x = norm.x.const_data_ptr();
+    run.batch = norm.x.size(0);
+    run.pixels = norm.x.size(0) * norm.x.size(2) * norm.x.size(3);
+    run.channels = norm.x.size(4);
+    run.inner_slope = static_cast<float>(norm.inner_slope);
+    run.slope = static_cast<float>(norm.slope);
+    run.weight = norm.weight.const_data_ptr<float>();
+    run.bias = norm.bias.const_data_ptr<float>();
+    run.mean = mean.const_data_ptr<float>();
+    run.variance = variance.const_data_ptr<float>();
+    run.epsilon = static_cast<float>(norm.epsilon);
+    run.dropout = cpu::dropout_of(norm.seeds.defined() ? norm.seeds.const_data_ptr<int32_t>() : nullptr, norm.dropout);
+    return run;
+  }
+};
+
+}  // namespace
+
+const TrainingKernels& training_kernels_of_cuda() {
+  static const CudaKernels kernels;
+  return kernels;
+}
+
+}  // namespace pyunetsep

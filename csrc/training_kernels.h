@@ -1,0 +1,58 @@
+// What the training ops want of a device. The tensors have been checked: contiguous, all on one device, of shapes that
+// fit together, parameters of float32.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "layers.h"
+#include "phases.h"
+
+namespace pyunetsep {
+
+// Maps of one size that are read one behind the other, and their channels.
+struct Sources {
+  std::vector<at::Tensor> maps;
+  std::vector<int64_t> channels;
+};
+
+// Batch norm by given statistics, and what is around it: see training_norm. Parameters are filled up to whole blocks.
+struct TrainingNorm {
+  at::Tensor x, weight, bias;
+  int64_t channels;
+  double epsilon, inner_slope, slope;
+  at::Tensor seeds;  // int32, or undefined
+  double dropout;
+};
+
+class TrainingKernels {
+ public:
+  virtual ~TrainingKernels() = default;
+
+  virtual bool computes(at::ScalarType element) const = 0;  // whether maps may be of it
+  // Maps of so many channels are [batch, blocks, rows, columns, channels of a block].
+  virtual int64_t block(int64_t channels) const = 0;
+  virtual at::Tensor empty_map(const Size& size, int64_t channels, const at::TensorOptions& options) const = 0;
+
+  virtual void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                    Alignment alignment, const at::Tensor& y) const = 0;
+  virtual void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      Alignment alignment, const at::Tensor& y) const = 0;
+  virtual void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
+                               const at::Tensor& gradient) const = 0;
+  virtual void norm(const TrainingNorm& norm, const at::Tensor& y, const at::Tensor& mean,
+                    const at::Tensor& variance) const = 0;
+  // The gradient's images, and on a GPU its pixels too, may be further apart than they are long.
+  virtual void norm_gradient(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance,
+                             const at::Tensor& gradient, const at::Tensor& of_x, const at::Tensor& of_weight,
+                             const at::Tensor& of_bias) const = 0;
+  virtual bool reads_apart(const at::Tensor& gradient) const = 0;  // whether they are so in this one
+};
+
+const TrainingKernels& training_kernels_of_cpu();
+const TrainingKernels& training_kernels_of_cuda();
+const TrainingKernels& training_kernels(const at::Device& device);
+
+}  // namespace pyunetsep

@@ -1,0 +1,144 @@
+"""The training ops of a GPU, on the host: tensors, autograd and whole networks over the emulated CUDA kernels."""
+
+import contextlib
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyunetsep import unet_training
+from pyunetsep.config import JANSSON2017, SPLEETER
+from pyunetsep.ops import training
+from pyunetsep.unet import UNet
+from tests.emulated.library import emulated_training_ops
+from tests.test_training_ops import down, scaled, up
+
+OPS = ("training_conv", "training_upconv", "training_weight_gradient", "training_norm", "training_norm_gradient")
+ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(compiler: None) -> None:
+    emulated_training_ops()
+
+
+@contextlib.contextmanager
+def routed() -> Iterator[None]:
+    """The training ops of tensors on the CPU are those of a GPU."""
+    library = torch.library.Library("pyunetsep", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # that they override others
+        for name in OPS:
+            function = getattr(torch.ops.pyunetsep_emulated, name)
+            if name == "training_conv":  # whose schema has a keyword
+                function = with_element(function)
+            library.impl(name, function, "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+def with_element(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *x, element=None: conv(*x, element)
+
+
+@pytest.fixture(autouse=True)
+def on_emulated_gpu(emulated_ops, monkeypatch):
+    monkeypatch.setattr(training, "ONE_BLOCK", {"cpu", "cuda"})
+    with routed():
+        yield
+
+
+def test_the_routes_end_with_the_tests():
+    x = torch.rand(1, 16, 2, 2)
+    with pytest.raises(ValueError, match=r"wants \[batch, 1, rows, columns, 32\]"):
+        training.upconv(training.to_blocks(x), None, 0, torch.rand(32, 16, 5, 5), None, False, "pytorch")
+
+
+@pytest.mark.parametrize("alignment", ["pytorch", "tensorflow"])
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("sizes", [(2, 16, 20, 32), (1, 3, 16, 17)], ids=["in one map", "apart"])
+def test_convolutions_and_their_gradients(sizes, element, alignment):
+    """From planes, there and back past a skip, to planes: against float64, and against PyTorch's own distance to it."""
+    batch, skips, channels, width = sizes
+    shapes = [(skips, 2, 5, 5), (channels, skips, 5, 5), (channels, width, 5, 5), (skips + width, 3, 5, 5)]
+    weights = [scaled(*shape, by=shape[1]).to(element).float() for shape in shapes]
+    biases = [torch.randn(n) for n in (skips, channels, width, 3)]
+    planes = torch.rand(batch, 2, 8, 12)
+
+    def plain(planes, *parameters):
+        weights, biases = parameters[:4], parameters[4:]
+        skip = down(planes, weights[0], biases[0], alignment)
+        x = up(down(skip, weights[1], biases[1], alignment), weights[2], biases[2], alignment)
+        return up(torch.cat((skip, x), 1), weights[3], biases[3], alignment)
+
+    def ours(planes, *parameters):
+        weights, biases = parameters[:4], parameters[4:]
+        skip = training.conv(planes, weights[0], biases[0], alignment, element=element)
+        x = training.conv(skip, weights[1], biases[1], alignment)
+        assert x.dtype == element
+        x = training.upconv(x, None, 0, weights[2], biases[2], False, alignment)
+        return training.upconv(x, skip, skips, weights[3], biases[3], True, alignment)
+
+    def results(function, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (planes, *weights, *biases)]
+        y = function(*leaves)
+        return y, *torch.autograd.grad((y * y.detach().cos()).sum(), leaves)
+
+    made, truth = results(ours, torch.float32), results(plain, torch.float64)
+    with torch.autocast("cpu", element, enabled=element != torch.float32):
+        theirs = results(plain, torch.float32)
+    # some may be right by luck: then what all have on average is their own error
+    own_errors = [relative(x, true) for x, true in zip(theirs, truth, strict=True)]
+    usual = sum(own_errors) / len(own_errors)
+    for x, own_error, true in zip(made, own_errors, truth, strict=True):
+        assert x.dtype == torch.float32 and x.shape == true.shape
+        assert relative(x, true) <= 2 * max(own_error, usual)
+
+
+def relative(x: Tensor, true: Tensor) -> float:
+    return float((x.detach() - true.detach()).norm() / true.detach().norm())
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize(
+    ("config", "channels", "alignment"),
+    [
+        (JANSSON2017.unet, (3, 17, 32), "pytorch"),
+        (JANSSON2017.unet, (16, 32), "tensorflow"),
+        (SPLEETER.unet, (16, 32, 20), "tensorflow"),
+    ],
+)
+def test_a_network_trains_as_in_plain_pytorch(config, channels, alignment, element, monkeypatch):
+    """Its mask, statistics and gradients are about as near to float64 as those of PyTorch in the same types.
+
+    A single one may be near by luck, so what they have on average counts as well.
+    """
+    torch.manual_seed(1)
+    config = dataclasses.replace(config, channels=channels, dropout_blocks=2, alignment=alignment)
+    network = UNet(config).train()
+    for layer in network.decoder_blocks:
+        layer.dropout.seeds = torch.tensor([3, 4], dtype=torch.int32)
+    magnitude = torch.rand(2, config.input_channels, 16, 24)
+
+    def trained(dtype: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
+        copied = copy.deepcopy(network).to(dtype)
+        monkeypatch.setattr(unet_training, "_element", lambda device: element if kernels else None)
+        assert unet_training.serves(copied, magnitude.to(dtype)) == kernels
+        with torch.autocast("cpu", element, enabled=dtype == torch.float32 != element):
+            mask = copied(magnitude.to(dtype))
+        (mask.to(dtype) * magnitude.to(dtype)).square().mean().backward()
+        buffers = {name: buffer for name, buffer in copied.named_buffers() if buffer.is_floating_point()}
+        return {"mask": mask.detach(), **buffers, **{name: p.grad for name, p in copied.named_parameters()}}
+
+    made, theirs = (trained(torch.float32, kernels=kernels) for kernels in (True, False))
+    true = trained(torch.float64, kernels=False)
+    usual = sorted(relative(theirs[name], x) for name, x in true.items())[len(true) // 2]
+    for name, x in made.items():
+        error, own_error = ((y - true[name]).norm() for y in (x, theirs[name]))
+        assert error <= 4 * own_error + 2 * usual * true[name].norm(), name
