@@ -99,9 +99,9 @@ gpu-test: gpu-build ## run the tests with a GPU, and compute-sanitizer where it 
 	$(PYTHON) -m tests.on_gpu
 
 # Each script saves what it has measured before its time is up. DRY=--dry-run tries the scripts on a CPU, without a build.
-gpu-bench: $(if $(DRY),,gpu-build) ## measure networks, layers, transforms and songs on a GPU (eight minutes at most)
-	failed=; for run in unet:220 separate:90 layers:40 transforms:40; do \
-	  PYTHONUNBUFFERED=1 timeout $${run#*:} $(PYTHON) benchmarks/$${run%:*}_cuda.py $(DRY) || failed="$$failed $${run%:*}"; \
+gpu-bench: $(if $(DRY),,gpu-build) ## measure networks, songs, training, layers and transforms on a GPU (eight minutes at most)
+	failed=; for run in unet_cuda:180 separate_cuda:70 training_step:85 layers_cuda:30 transforms_cuda:25; do \
+	  PYTHONUNBUFFERED=1 timeout $${run#*:} $(PYTHON) benchmarks/$${run%:*}.py $(DRY) || failed="$$failed $${run%:*}"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed, or out of time:$$failed" >&2; exit 1; }
 

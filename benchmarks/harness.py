@@ -40,9 +40,12 @@ def gpu_facts() -> dict[str, str]:
     return dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
 
 
-def save(name: str, results: Any) -> Path:
-    """Writes results/<name>.json, with the machine, the versions and the commit they hold for."""
-    context = {
+SAME = ("pyunetsep", "torch", "python", "build", "cpu", "threads", "gpu", "cuda")  # where results can be compared
+
+
+def context() -> dict[str, Any]:
+    """The machine, the versions and the commit that results hold for."""
+    return {
         "pyunetsep": __version__,
         "commit": os.environ.get("COMMIT") or answer("git", "describe", "--always", "--dirty"),
         "torch": torch.__version__,
@@ -55,10 +58,26 @@ def save(name: str, results: Any) -> Path:
         "driver": gpu_facts() if torch.cuda.is_available() else {},
         "date": time.strftime("%Y-%m-%d"),
     }
-    # a lent machine gives back what lies in $OUT; what a dry run makes must not get among the results
-    default = HERE.parent / "build" / "dry-run" if results.get("dry_run") else RESULTS
-    folder = Path(os.environ.get("OUT") or default)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps({"context": context, "results": results}, indent=2) + "\n")
+
+
+def place(name: str, *, dry_run: bool) -> Path:
+    """A lent machine gives back what lies in $OUT; what a dry run makes must not get among the results."""
+    default = HERE.parent / "build" / "dry-run" if dry_run else RESULTS
+    return Path(os.environ.get("OUT") or default) / f"{name}.json"
+
+
+def saved(name: str, *, dry_run: bool = False) -> Any | None:
+    """Earlier results, if there are any, of this machine and these versions."""
+    path = place(name, dry_run=dry_run)
+    if not path.exists():
+        return None
+    earlier, now = json.loads(path.read_text()), context()
+    return earlier["results"] if all(earlier["context"].get(key) == now[key] for key in SAME) else None
+
+
+def save(name: str, results: Any) -> Path:
+    """Writes results/<name>.json, with their context."""
+    path = place(name, dry_run=bool(results.get("dry_run")))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"context": context(), "results": results}, indent=2) + "\n")
     return path

@@ -1,6 +1,7 @@
 """Draws docs/images/speed.png from the results: how long the networks and a whole song take on each engine.
 
-And speed-gpu.png, where results of a GPU are there.
+And training-step.png, how long a step of training takes; and the same of a GPU, speed-gpu.png and
+training-step-gpu.png, where its results are there.
 
 python benchmarks/plot.py
 """
@@ -15,7 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from published import OURS, ROOT, a, by_mode, load, load_gpu, patches, seconds, title
+from published import OURS, ROOT, a, by_mode, load, load_gpu, load_if_measured, patches, seconds, title
 
 OUR_COLOUR, PEER_COLOUR = "#c2410c", "#a8b0ba"
 PANELS = {"jansson2017": 0, "spleeter": 1}  # columns; the last is the whole song's
@@ -67,6 +68,31 @@ def gpu(networks: Any, songs: Any) -> None:
     save(figure, "speed-gpu.png")
 
 
+def training(data: Any, name: str) -> None:
+    """A row a preset, a column a batch."""
+    cells, context = data["results"]["cells"], data["context"]
+    presets, batches = ([*dict.fromkeys(cell[key] for cell in cells)] for key in ("preset", "batch"))
+    rivals = max(len(cell["steps"]) for cell in cells)
+    size = max(7, 5 * len(batches)), (0.6 + 0.24 * rivals) * len(presets) + 0.4
+    figure, grid = pyplot.subplots(len(presets), len(batches), figsize=size, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)  # but where something was measured
+    for cell in cells:
+        axes = grid[presets.index(cell["preset"]), batches.index(cell["batch"])]
+        axes.set_visible(True)
+        bars(axes, f"{title(cell['preset']).capitalize()}, {cell['batch']} examples", cell["steps"])
+    where = (
+        f"one {context['gpu']}" if context["gpu"] else f"{data['results']['threads']} threads of {a(context['cpu'])}"
+    )
+    figure.text(
+        0.01, 0.01,
+        f"A step of training: medians of alternating runs and their quartiles, {where}; shorter is better.\n"
+        "Per cent: of the peak, counting what the convolutions and their gradients take by definition.",
+        fontsize=8, color="#4b5563",
+    )  # fmt: skip
+    save(figure, name)
+
+
 def save(figure: Figure, name: str) -> None:
     figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=2.0)
     path = ROOT / "docs" / "images" / name
@@ -78,6 +104,11 @@ def main() -> None:
     on_gpu = load_gpu("unet_cuda"), load_gpu("separate_cuda")
     if None not in on_gpu:
         gpu(*on_gpu)
+    steps = {"training-step.png": load_if_measured("training_step_cpu"),
+             "training-step-gpu.png": load_gpu("training_step_cuda")}  # fmt: skip
+    for name, data in steps.items():
+        if data is not None:
+            training(data, name)
     networks, songs = load("unet_cpu"), load("separate_cpu")
     threads = max(row["threads"] for row in networks["results"]["networks"])
     rows = [row for row in networks["results"]["networks"] if row["threads"] == threads]

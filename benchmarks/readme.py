@@ -204,19 +204,68 @@ def extension() -> str:
 
 
 def training() -> str:
-    data = load_if_measured("training_step_cpu")
-    if data is None:
-        return "Not yet measured: `benchmarks/training_step.py` does it."
-    results, steps = data["results"], data["results"]["steps"]
-    ours_s = steps["pyunetsep"]["median_s"]
+    on_cpu, on_gpu = load_if_measured("training_step_cpu"), load_gpu("training_step_cuda")
+    parts = [part(data) for part, data in ((training_on_cpu, on_cpu), (training_on_gpu, on_gpu)) if data is not None]
+    return "\n\n".join(parts) or "Not yet measured: `benchmarks/training_step.py` does it."
+
+
+def training_on_cpu(data: Any) -> str:
+    """All rivals, a column each."""
+    cells = data["results"]["cells"]
+    names = [name for name in dict.fromkeys(name for cell in cells for name in cell["steps"]) if name != OURS]
     rows = []
-    for name, row in steps.items():
-        median_s = row["median_s"]
-        cells = (name, seconds(median_s), f"{median_s / ours_s:.2f}", f"{row['above_imports_mib']:.0f} MiB")
-        rows.append(f"| {' | '.join(cells)} |")
-    what = f"a step of {results['batch']} examples, both networks, {results['threads']} threads"
-    header = f"| {what} | median | to ours | peak memory |\n| --- | --- | --- | --- |\n"
-    return header + "\n".join(rows)
+    for cell in cells:
+        steps = cell["steps"]
+        ours, peer = steps.get(OURS), fastest(steps)
+        ratio = f"{steps[peer]['median_s'] / ours['median_s']:.1f}" if ours and peer else ""
+        share = f"{ours['share_of_peak']:.0%}" if ours else ""
+        columns = [title(cell["preset"]), str(cell["batch"]), of_step(ours), share, ratio]
+        rows.append(f"| {' | '.join([*columns, *(of_step(steps.get(name)) for name in names)])} |")
+    peak = max(cell["peak_gflops"]["float32"] for cell in cells)
+    return (
+        f"| a step | examples | pyunetsep | of the peak | ratio | {' | '.join(names)} |\n"
+        + "| --- " * (5 + len(names))
+        + "|\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + paragraph(
+            f"Medians and peak memory, both networks, {data['results']['threads']} threads of "
+            f"{a(data['context']['cpu'])}; n/a was not measured. The ratio is "
+            f"that of the fastest rival to pyunetsep. The peak, multiply-adds in registers, is {peak:.0f} GFLOP/s; "
+            "counted are those of the convolutions and their gradients alone, as they are defined."
+        )
+        + "\n\n![Bars: a step of training on the CPU](docs/images/training-step.png)"
+    )
+
+
+def training_on_gpu(data: Any) -> str:
+    """In each precision ours, and PyTorch's fastest."""
+    rows = []
+    for cell in data["results"]["cells"]:
+        for precision in ("float32", "bfloat16", "float16"):
+            same = {name: run for name, run in cell["steps"].items() if run["precision"] == precision}
+            by_speed = sorted(same, key=lambda name, same=same: same[name]["median_s"])
+            ours, peer = (next((n for n in by_speed if n.startswith(OURS) is own), None) for own in (True, False))
+            columns = [title(cell["preset"]), str(cell["batch"]), precision]
+            columns += [of_step(same[ours]), f"{same[ours]['share_of_peak']:.0%}"] if ours else ["n/a", ""]
+            columns += [f"{of_step(same[peer])}, {peer.replace(f', {precision}', '')}" if peer else "n/a"]
+            columns += [f"{same[peer]['median_s'] / same[ours]['median_s']:.1f}" if ours and peer else ""]
+            rows.append(f"| {' | '.join(columns)} |")
+    return (
+        "| a step | examples | precision | pyunetsep | of the peak | fastest in PyTorch | ratio |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + paragraph(
+            f"The same on one {data['context']['gpu']} with torch {data['context']['torch']}. PyTorch's fastest is of "
+            "eager or compiled ones, with or without a CUDA graph. The peak is that of products of matrices."
+        )
+        + "\n\n![Bars: a step of training on a GPU](docs/images/training-step-gpu.png)"
+    )
+
+
+def of_step(run: dict[str, Any] | None) -> str:
+    return f"{seconds(run['median_s'])}, {run['memory_mib']:.0f} MiB" if run else "n/a"
 
 
 def choices() -> str:

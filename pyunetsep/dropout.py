@@ -59,10 +59,15 @@ def dropping_layers(network: UNet) -> list[SeededDropout]:
     return [block.dropout for block in network.decoder_blocks if block.dropout.probability > 0]
 
 
-def set_seeds(layers: list[SeededDropout], examples: Sequence[tuple[int, ...]], device: torch.device) -> None:
-    """Gives each layer the seeds of a batch, which follow from what identifies its examples."""
-    seeds = [[hashed(*example, layer) for example in examples] for layer in range(len(layers))]
-    for layer, of_batch in zip(layers, torch.tensor(seeds, dtype=torch.int32).to(device), strict=True):
+def seeds_of(layers: int, examples: Sequence[tuple[int, ...]]) -> Tensor:
+    """The layers' seeds for a batch, which follow from what identifies its examples: [layers, batch]."""
+    seeds = [[hashed(*example, layer) for example in examples] for layer in range(layers)]
+    return torch.tensor(seeds, dtype=torch.int32).view(layers, len(examples))
+
+
+def set_seeds(layers: list[SeededDropout], seeds: Tensor) -> None:
+    """Gives each layer its own."""
+    for layer, of_batch in zip(layers, seeds, strict=True):
         layer.seeds = of_batch
 
 

@@ -16,6 +16,12 @@ from .audio import Wave
 T = TypeVar("T")
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on its way to the device: whoever queues work there need not wait for it, nor for what came before."""
+    pinned = tensor.device.type == "cpu" and device.type == "cuda"
+    return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)
+
+
 class Transfers:
     """Copies to and from one device; where that is the CPU there is nothing to do."""
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from pyunetsep.checkpoint import Checkpoint, ModelInfo
 from pyunetsep.config import JANSSON2017, SPLEETER
-from pyunetsep.dropout import SeededDropout, dropping_layers, hashed, set_seeds
+from pyunetsep.dropout import SeededDropout, dropping_layers, hashed, seeds_of, set_seeds
 from pyunetsep.errors import CheckpointError
 from pyunetsep.training.config import merged
 from pyunetsep.training.examples import Batch, Examples
@@ -72,7 +72,7 @@ class TestDropout:
     def test_each_layer_gets_other_seeds(self):
         layers = dropping_layers(UNet(JANSSON2017.unet))
         assert len(layers) == 3
-        set_seeds(layers, [(0, 3), (0, 4)], CPU)
+        set_seeds(layers, seeds_of(len(layers), [(0, 3), (0, 4)]))
         assert len({seed for layer in layers for seed in layer.seeds.tolist()}) == 6
 
     def test_frozen_blocks_drop_nothing(self, recordings):

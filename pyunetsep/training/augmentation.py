@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..transfers import sent
 from .sampling import EQUALISER_WAVES, REVERB_S, Draw, StemDraw
 
 MEAN_LEVEL = 0.1  # root mean square that stems are brought to, before their gains
@@ -49,7 +50,7 @@ def add_rooms(waves: Tensor, stems: Sequence[StemDraw], noises: Sequence[np.rand
             room = noise.standard_normal(length, np.float32) * decay
             room *= math.sqrt(stem.reverb_gain / np.sum(room**2))
             room[0] += 1.0
-            response = torch.fft.rfft(torch.from_numpy(room).to(wave), size)
+            response = torch.fft.rfft(sent(torch.from_numpy(room).to(wave.dtype), wave.device), size)
             wave.copy_(torch.fft.irfft(torch.fft.rfft(wave, size) * response, size)[..., :samples])
 
 
@@ -64,13 +65,14 @@ def level(waves: Tensor, usual: Sequence[float]) -> Tensor:
     """Brings waves [batch, channels, samples] to the mean level; `usual` is that of their recordings."""
     # one by one: how a sum over many is split up, and so rounded, depends on how many there are
     mean = torch.stack([wave.square().mean() for wave in waves]).sqrt()
-    return waves * (MEAN_LEVEL / mean.maximum(SOFTEST * torch.tensor(usual).to(mean)))[:, None, None]
+    softest = sent(SOFTEST * torch.tensor(usual, dtype=mean.dtype), mean.device)
+    return waves * (MEAN_LEVEL / mean.maximum(softest))[:, None, None]
 
 
 def gains(stems: Sequence[StemDraw], like: Tensor) -> Tensor:
     """The stems' factors: [batch, 1, 1]."""
     factors = [0.0 if stem.silent else 10 ** (stem.gain_db / 20) for stem in stems]
-    return torch.tensor(factors, dtype=like.dtype, device=like.device)[:, None, None]
+    return sent(torch.tensor(factors, dtype=like.dtype), like.device)[:, None, None]
 
 
 def equalisers(draws: Sequence[Draw], stem: str, first_bin: int, bins: int, like: Tensor) -> Tensor:
@@ -80,4 +82,4 @@ def equalisers(draws: Sequence[Draw], stem: str, first_bin: int, bins: int, like
     waves = np.cos(np.pi * np.outer(np.arange(1, EQUALISER_WAVES + 1), place))
     amplitudes_db = np.array([draw.stems[stem].equaliser_db for draw in draws])
     curves = 10 ** ((amplitudes_db[:, :, None] * waves).sum(1) / 20)
-    return torch.from_numpy(curves).to(like)[:, None, None, :]
+    return sent(torch.from_numpy(curves).to(like.dtype), like.device)[:, None, None, :]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data import STEMS, Recording
 from ..spectrogram import Spectrogram
+from ..transfers import sent
 from . import augmentation
 from .config import TrainingConfig
 from .sampling import Draw, Sampler
@@ -81,7 +82,7 @@ class Examples:
             spare = source.shape[1] - needed
             start = abs(_start(spare, draw.position))
             part = source[:, start : start + needed] if spare > 0 else source
-            part = part.to(self.device, torch.float32)
+            part = sent(part, self.device).float()
             if spare < 0:
                 part = torch.nn.functional.pad(part, (start, -spare - start))
             wave.copy_(augmentation.change_speed(part, draw.speed, self.samples))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from .. import unet_training
 from ..checkpoint import COUNTER, Checkpoint, ModelInfo
 from ..config import PRESETS
-from ..dropout import SeededDropout, dropping_layers, set_seeds
+from ..cuda_graph import CudaGraphs
+from ..data import STEMS
+from ..dropout import SeededDropout, dropping_layers, seeds_of, set_seeds
 from ..errors import CheckpointError
 from ..ops import kernels_enabled
+from ..transfers import sent
 from ..unet import UNet
 from .config import TrainingConfig
 from .distributed import Group
-from .examples import Examples
+from .examples import Batch, Examples
 from .losses import LOSSES
 from .norm import synchronise_norms
+from .sampling import Draw
 from .start import random_networks
 
 FINAL_RATE = 0.01  # of the largest learning rate
@@ -75,34 +79,66 @@ class Trainer:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
+        on_gpu = device.type == "cuda"
+        self.rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
         self.optimiser = torch.optim.AdamW(
-            list(self.parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            list(self.parameters.values()),
+            lr=self.rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=on_gpu,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.graphs = CudaGraphs(device, limit=int(group.size == 1 and not config.compile))
         self.done = 0  # steps
 
     def step(self) -> StepReport:
         """One step of the optimiser on one batch."""
+        batch = self.examples.batch(self.done, self.group.share(self.config.batch))
+        self._set_rate(learning_rate(self.config, self.done))
+        spectra = [batch.stems[stem] for stem in STEMS]
+        losses, norms = self.graphs(self._learn, batch.mixture, *spectra, *self._seeds(batch.draws))
+        assert losses is not None and norms is not None
+        self.done += 1
+        self._average()
+        return StepReport(self.group.mean(losses), norms)
+
+    def _seeds(self, draws: Sequence[Draw]) -> list[Tensor]:
+        """Those of the dropping layers of each stem, [layers, batch]."""
         config = self.config
-        batch = self.examples.batch(self.done, self.group.share(config.batch))
-        losses: list[Tensor] = []
-        for stem, network in self.trained.items():
+        seeds = []
+        for stem, layers in self.layers.items():
             which = list(PRESETS[config.preset].stems).index(stem)  # the same whatever else is trained
-            examples = [(config.seed, draw.step, draw.index, which) for draw in batch.draws]
-            set_seeds(self.layers[stem], examples, self.device)
-            loss = LOSSES[config.loss](self._mask(network, batch.magnitude), batch, stem)
+            examples = [(config.seed, draw.step, draw.index, which) for draw in draws]
+            seeds.append(sent(seeds_of(len(layers), examples), self.device))
+        return seeds
+
+    def _learn(self, mixture: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """What happens on the device alone: the losses, and the norms of the gradients, [stems] each.
+
+        `tensors` are the stems' spectra, and then the seeds for each network. A GPU does this as a graph.
+        """
+        stems, seeds = dict(zip(STEMS, tensors, strict=False)), tensors[len(STEMS) :]
+        batch = Batch(mixture, stems, draws=[])
+        self.optimiser.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        for (stem, network), of_layers in zip(self.trained.items(), seeds, strict=True):
+            set_seeds(self.layers[stem], of_layers)
+            loss = LOSSES[self.config.loss](self._mask(network, batch.magnitude), batch, stem)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimiser)
         norms = [self._clipped(network) for network in self.networks.values()]
-        for options in self.optimiser.param_groups:
-            options["lr"] = learning_rate(config, self.done)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.done += 1
-        self._average()
-        return StepReport(self.group.mean(torch.stack(losses)), torch.stack(norms).detach())
+        return torch.stack(losses), torch.stack(norms).detach()
+
+    def _set_rate(self, rate: float) -> None:
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(rate)  # a graph reads it there
+            return
+        for options in self.optimiser.param_groups:
+            options["lr"] = rate
 
     def checkpoint(self, info: ModelInfo) -> Checkpoint:
         """The averaged networks as a model, on the CPU."""
@@ -206,8 +242,9 @@ class Trainer:
 
 def _layout(config: TrainingConfig, device: torch.device, group: Group) -> torch.memory_format:
     """How weights lie in memory: as the kernels read them, or as PyTorch's convolutions are fastest."""
-    plain = config.precision == "float32" and not config.compile and not config.freeze_all_but and group.size == 1
-    in_kernels = plain and device.type == "cpu" and unet_training.suits(config.model.unet) and kernels_enabled()
+    plain = not config.compile and not config.freeze_all_but and group.size == 1
+    computes = config.precision == "float32" or device.type == "cuda"
+    in_kernels = plain and computes and unet_training.suits(config.model.unet) and kernels_enabled()
     return torch.contiguous_format if in_kernels else torch.channels_last
 
 
