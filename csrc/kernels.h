@@ -134,17 +134,19 @@ struct Convolution {
   int64_t out_channels;
   int tile_rows, tile_columns;  // outputs (of a phase) that are computed together: 4 or 2 each, or 1 both
   int64_t blocks_a_task;        // blocks of output channels
+  bool packs_late;              // each task packs its weights itself; good for large ones that serve few tiles, once
 };
 
 struct ConvolutionRun {
   const Convolution* conv;
-  const float* packed;
+  const float* packed;     // or, where tasks pack late, null and ...
+  const float* weight;     // ... these
   const float* source[2];  // [batch, blocks, in_rows, in_columns, kBlock]
   int64_t batch, in_rows, in_columns;
   int64_t grid_rows, grid_columns;  // of the output, or of one of its phases
   Reading reading;                  // of source[0], in a convolution that does not upsample
   Activation activation;            // to [batch, blocks, rows, columns, kBlock]
-  int64_t tiles_a_task;             // at most
+  int64_t tiles_a_task;             // at most; all where tasks pack late
   float* scratch;                   // [threads, scratch_stride]; convolution_scratch_size
   int64_t scratch_stride, threads;
 };

@@ -24,6 +24,9 @@ const float* data_or_null(const at::Tensor& tensor) {
 constexpr int64_t kKiB = 1024 / sizeof(float);  // floats
 // What a task should keep of the second cache level, and packed weights that will not stay even in the third.
 constexpr int64_t kTaskFloats = 768 * kKiB, kLargeWeights = 20 * 1024 * kKiB;
+// Weights for one call are packed task by task where they are at least so large and serve at most so many tiles, whose
+// transforms lie in memory all at once.
+constexpr int64_t kLateWeights = 512 * kKiB, kLateTiles = 128;
 constexpr int64_t kStreamedFloats = 2048 * kKiB;  // a map that the next layer would not find in the cache
 
 // Points of one dimension of a tile, summed over the phases: each has size + 2, or one less if its filter has two taps.
@@ -39,7 +42,7 @@ int64_t points(const Phases& phases, int64_t size) {
 // tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge of a small map whole
 // tiles go over it.
 std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
-  constexpr int64_t kWeightTiles = 16;
+  const char* wt = getenv("WT"); const int64_t kWeightTiles = wt ? atoi(wt) : 16;
   std::pair<int, int> best;
   double least = 0;
   for (const auto& [rows, columns] : {std::pair{4, 4}, {2, 4}, {4, 2}, {2, 2}, {1, 1}}) {
@@ -136,7 +139,8 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
            .out_channels = block.bias.size(0),
            .tile_rows = tile_rows,
            .tile_columns = tile_columns,
-           .blocks_a_task = 1};
+           .blocks_a_task = 1,
+           .packs_late = false};
   // All channels in one task transform the input once. But where the weights will not stay in the cache, or there are
   // too few tiles to share, the channels are shared: then each weight is read by one thread.
   const int64_t blocks = blocks_of(conv_.out_channels);
@@ -146,8 +150,15 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
     const int64_t threads = at::get_num_threads();
     conv_.blocks_a_task = std::max(std::min<int64_t>(blocks, 2), (blocks + threads - 1) / threads);
   }
-  packed_ = allocate_floats(level_.convolution_packed_size(conv_));
   const at::Tensor weight = block.weight.contiguous();
+  const char* lt = getenv("LT"); const char* lw = getenv("LW"); const char* lb = getenv("LB");
+  if (block.quick && tiles(grid) <= (lt ? atoi(lt) : kLateTiles) && level_.convolution_packed_size(conv_) >= (lw ? atoi(lw) : kLateWeights)) {
+    conv_.packs_late = true;
+    conv_.blocks_a_task = std::min<int64_t>(blocks, lb ? atoi(lb) : 2);
+    weight_ = weight;
+    return;
+  }
+  packed_ = allocate_floats(level_.convolution_packed_size(conv_));
   float* packed = packed_.mutable_data_ptr<float>();
   if (weight.scalar_type() == at::kDouble) {
     level_.convolution_pack_double(conv_, weight.const_data_ptr<double>(), packed);
@@ -165,11 +176,11 @@ bool ConvolutionLayer::few_tiles(const Size& grid) const { return tiles(grid) <=
 
 int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const {
   const int64_t all = std::max<int64_t>(tiles(grid), 1);
-  if (few_tiles(grid)) return all;
+  if (conv_.packs_late || few_tiles(grid)) return all;
   const int64_t rows = level_.gemm_rows;
   int64_t wanted = 2 * rows;  // each pass over large weights should serve many tiles
   if (packed_.numel() <= kLargeWeights) {
-    const int64_t floats = level_.convolution_scratch_size(conv_, rows) / rows;
+    const int64_t floats = level_.convolution_scratch_size(conv_, rows, threads) / rows;
     wanted = std::clamp<int64_t>(kTaskFloats / floats / rows, 1, 4) * rows;
   }
   const int64_t groups = (blocks_of(conv_.out_channels) + conv_.blocks_a_task - 1) / conv_.blocks_a_task;
@@ -179,7 +190,7 @@ int64_t ConvolutionLayer::tiles_a_task(const Size& grid, int64_t threads) const 
 }
 
 int64_t ConvolutionLayer::scratch_floats(const Size& grid, int64_t threads) const {
-  return level_.convolution_scratch_size(conv_, tiles_a_task(grid, threads));
+  return level_.convolution_scratch_size(conv_, tiles_a_task(grid, threads), threads);
 }
 
 void ConvolutionLayer::run(const std::vector<const float*>& sources, const cpu::Reading& reading, const Size& in,
@@ -189,7 +200,8 @@ void ConvolutionLayer::run(const std::vector<const float*>& sources, const cpu::
   const int64_t scale = conv_.upsampling ? 2 : 1;
   level_.convolution_run(
       {.conv = &conv_,
-       .packed = packed_.const_data_ptr<float>(),
+       .packed = data_or_null(packed_),
+       .weight = data_or_null(weight_),
        .source = {sources[0], sources.size() > 1 ? sources[1] : nullptr},
        .batch = in.batch,
        .in_rows = in.rows,

@@ -101,7 +101,7 @@ class ConvolutionLayer {
 
   const cpu::Level& level_;
   cpu::Convolution conv_;
-  at::Tensor packed_;
+  at::Tensor weight_, packed_;  // the one or the other
   ActivationParameters activation_;
 };
 

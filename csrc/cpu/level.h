@@ -17,7 +17,7 @@ struct Level {
   int64_t gemm_rows;  // tiles that are multiplied together: tasks should have a multiple of it
   // Sizes are in floats.
   int64_t (*convolution_packed_size)(const Convolution&);
-  int64_t (*convolution_scratch_size)(const Convolution&, int64_t tiles_a_task);
+  int64_t (*convolution_scratch_size)(const Convolution&, int64_t tiles_a_task, int64_t threads);  // of one of them
   // `precise`: as exactly as float can hold them; otherwise quickly
   void (*convolution_pack_float)(const Convolution&, const float* weight, bool precise, float* packed);
   void (*convolution_pack_double)(const Convolution&, const double* weight, float* packed);

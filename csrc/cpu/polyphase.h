@@ -12,6 +12,9 @@ constexpr int kTaps = 5;
 
 static inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
+// Floats between what belongs to one point and to the next, which begin in other cache sets so: they are met in turn.
+constexpr int64_t kBetweenPoints = 16;
+
 // Floats in an odd number of cache lines: rows so far apart spread over all cache sets.
 static inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
@@ -39,6 +42,26 @@ struct Points {
         const int row = at / kPoints<C>, column = at % kPoints<C>;
         const bool there = rows.first <= row && row <= rows.last && columns.first <= column && column <= columns.last;
         slot[p][at] = there ? phases[at]++ : -1;
+      }
+    }
+  }
+};
+
+// Which taps of the filter add up to each of a phase's.
+struct FilterTaps {
+  struct Sum {
+    int8_t count = 0, taps[9] = {};
+  };
+  Sum of[4][9];  // [phase][3x3]
+
+  explicit FilterTaps(const Phases& phases) {
+    for (int p = 0; p < 4; ++p) {
+      for (int t = 0; t < 9; ++t) {
+        Sum& sum = of[p][t];
+        for (int k = 0; k < kTaps * kTaps; ++k) {
+          const bool reads = phases.taps[p / 2][t / 3] >> (k / kTaps) & 1;
+          if (reads && phases.taps[p % 2][t % 3] >> (k % kTaps) & 1) sum.taps[sum.count++] = static_cast<int8_t>(k);
+        }
       }
     }
   }

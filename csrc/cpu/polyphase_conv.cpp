@@ -34,12 +34,13 @@ int64_t input_blocks(const Convolution& conv) {
 
 // ---- packing
 
-// Floats of packed weights a block of output channels.
+// Floats of packed weights of a task, of so many blocks of output channels.
 template <int R, int C>
-int64_t packed_block_size(const Convolution& conv) {
-  const Points<R, C> points(conv.phases);
+int64_t packed_task_size(const Convolution& conv, const Points<R, C>& points, int64_t blocks) {
   int64_t size = 0;
-  for (int at = 0; at < points.kCount; ++at) size += points.phases[at] * input_blocks(conv) * kBlock * kBlock;
+  for (int at = 0; at < points.kCount; ++at) {
+    size += points.phases[at] * input_blocks(conv) * kBlock * blocks * kBlock + kBetweenPoints;
+  }
   return size;
 }
 
@@ -58,8 +59,8 @@ inline Vec narrowed(DoubleVec vec) { return __builtin_convertvector(vec, Vec); }
 // The filters of one input channel (row k of the task's matrices) to a vector of output channels, of which the first is
 // `first_out` of the layer and `first_in_task` of the task.
 template <int R, int C, typename Values, typename Weight>
-void pack_filters(const Convolution& conv, const Points<R, C>& points, const Weight* weight, int64_t k,
-                  int64_t first_out, int64_t first_in_task, int64_t blocks, float* packed) {
+void pack_filters(const Convolution& conv, const Points<R, C>& points, const FilterTaps& filter_taps,
+                  const Weight* weight, int64_t k, int64_t first_out, int64_t first_in_task, int64_t blocks, float* packed) {
   const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
   const int64_t first_blocks = blocks_of(conv.in_channels[0]), depth = input_blocks(conv) * kBlock;
   // the maps are padded one by one
@@ -77,12 +78,8 @@ void pack_filters(const Convolution& conv, const Points<R, C>& points, const Wei
   for (int p = 0; p < 4; ++p) {
     Values w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
     for (int t = 0; t < 9; ++t) {
-      const unsigned row_taps = conv.phases.taps[p / 2][t / 3], column_taps = conv.phases.taps[p % 2][t % 3];
-      for (int i = 0; i < kTaps; ++i) {
-        for (int j = 0; j < kTaps && row_taps >> i & 1; ++j) {
-          if (column_taps >> j & 1) w[t] += taps[i * kTaps + j];
-        }
-      }
+      const FilterTaps::Sum& sum = filter_taps.of[p][t];
+      for (int i = 0; i < sum.count; ++i) w[t] += taps[sum.taps[i]];
     }
     for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
     for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
@@ -96,7 +93,7 @@ void pack_filters(const Convolution& conv, const Points<R, C>& points, const Wei
         const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + first_in_task;
         store(packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes)), narrowed(whole[at]));
       }
-      point += point_depth * vectors * kLanes;
+      point += point_depth * vectors * kLanes + kBetweenPoints;
     }
   }
 }
@@ -104,20 +101,34 @@ void pack_filters(const Convolution& conv, const Points<R, C>& points, const Wei
 template <int R, int C, typename Values, typename Weight>
 void pack(const Convolution& conv, const Weight* weight, float* packed) {
   const Points<R, C> points(conv.phases);
-  const int64_t blocks = blocks_of(conv.out_channels), block_size = packed_block_size<R, C>(conv);
+  const FilterTaps filter_taps(conv.phases);
+  const int64_t blocks = blocks_of(conv.out_channels);
+  const int64_t task_size = packed_task_size(conv, points, conv.blocks_a_task);
   const int64_t depth = input_blocks(conv) * kBlock;
   constexpr int64_t kRowsATask = 64;
   const int64_t row_tasks = ceil_div(depth, kRowsATask);
   parallel_for(0, blocks * kParts * row_tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first_out = task / row_tasks * kLanes, row = task % row_tasks * kRowsATask;
-      const int64_t first_block = first_out / kBlock / conv.blocks_a_task * conv.blocks_a_task;
+      const int64_t of_task = first_out / kBlock / conv.blocks_a_task, first_block = of_task * conv.blocks_a_task;
       for (int64_t k = row; k < min(row + kRowsATask, depth); ++k) {
-        pack_filters<R, C, Values>(conv, points, weight, k, first_out, first_out - first_block * kBlock,
-                                   min(conv.blocks_a_task, blocks - first_block), packed + first_block * block_size);
+        pack_filters<R, C, Values>(conv, points, filter_taps, weight, k, first_out, first_out - first_block * kBlock,
+                                   min(conv.blocks_a_task, blocks - first_block), packed + of_task * task_size);
       }
     }
   });
+}
+
+// The weights of one task alone.
+template <int R, int C>
+void pack_task(const Convolution& conv, const Points<R, C>& points, const FilterTaps& filter_taps, const float* weight,
+               int64_t first_block, int64_t blocks, float* packed) {
+  for (int64_t k = 0; k < input_blocks(conv) * kBlock; ++k) {
+    for (int64_t first = 0; first < blocks * kBlock; first += kLanes) {
+      pack_filters<R, C, Vec>(conv, points, filter_taps, weight, k, first_block * kBlock + first, first, blocks,
+                              packed);
+    }
+  }
 }
 
 // ---- running
@@ -125,21 +136,27 @@ void pack(const Convolution& conv, const Weight* weight, float* packed) {
 // Distances in a task's scratch memory. A distance of an odd number of cache lines spreads rows over all cache sets.
 template <int R, int C>
 struct Layout {
-  int64_t v_tile, v_point, m_tile, m_point, m_start, size;
+  int64_t v_tile, v_point, m_tile, m_point, v_size, m_size;
 
   explicit Layout(const Convolution& conv, int64_t tiles) {
     v_tile = odd_lines(input_blocks(conv) * kBlock * (conv.upsampling ? 1 : 4));
     m_tile = odd_lines(conv.blocks_a_task * kBlock * (conv.upsampling ? 4 : 1));
     v_point = odd_lines(v_tile * tiles);
     m_point = odd_lines(m_tile * tiles);
-    m_start = v_point * kPoints<R> * kPoints<C>;
-    size = m_start + m_point * kPoints<R> * kPoints<C>;
+    v_size = v_point * kPoints<R> * kPoints<C>;
+    m_size = m_point * kPoints<R> * kPoints<C>;
   }
 };
 
+// Of a thread that packs late.
+template <int R, int C>
+int64_t late_size(const Convolution& conv, const Points<R, C>& points, const Layout<R, C>& layout) {
+  return layout.m_size + packed_task_size(conv, points, conv.blocks_a_task);
+}
+
 template <int R, int C, bool Upsampling, bool Activated>
-void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t first,
-                      int64_t count, float* v) {
+void transform_inputs_through(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout,
+                              int64_t first, int64_t count, float* v) {
   const Convolution& conv = *a.conv;
   const int64_t blocks[2] = {blocks_of(conv.in_channels[0]), blocks_of(conv.in_channels[1])};
   const int64_t depth = (blocks[0] + blocks[1]) * kBlock, plane = a.in_rows * a.in_columns * kBlock;
@@ -169,6 +186,16 @@ void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const
 }
 
 template <int R, int C, bool Upsampling>
+void transform_inputs(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t first,
+                      int64_t count, float* v) {
+  if (!Upsampling && a.reading.scale) {
+    transform_inputs_through<R, C, Upsampling, !Upsampling>(a, points, layout, first, count, v);
+  } else {
+    transform_inputs_through<R, C, Upsampling, false>(a, points, layout, first, count, v);
+  }
+}
+
+template <int R, int C, bool Upsampling>
 void multiply(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t count,
               int64_t blocks, const float* packed, const float* v, float* m) {
   const Convolution& conv = *a.conv;
@@ -193,6 +220,7 @@ void multiply(const ConvolutionRun& a, const Points<R, C>& points, const Layout<
       }
       packed += point_depth * width * kLanes;
     }
+    packed += kBetweenPoints;
   }
 }
 
@@ -243,6 +271,32 @@ void transform_outputs(const ConvolutionRun& a, const Points<R, C>& points, cons
   }
 }
 
+// All tiles in one go: their transforms are shared, and weights go from a task's own memory straight into products.
+template <int R, int C, bool Upsampling>
+void run_packing_late(const ConvolutionRun& a, const Points<R, C>& points, const Layout<R, C>& layout, int64_t tiles,
+                      int64_t groups) {
+  const Convolution& conv = *a.conv;
+  const FilterTaps filter_taps(conv.phases);
+  float *v = a.scratch, *own = v + layout.v_size;
+  const int64_t own_size = late_size(conv, points, layout);
+  parallel_tasks(ceil_div(tiles, kStrip), a.threads, [&](int64_t task, int64_t) {
+    const int64_t first = task * kStrip;
+    transform_inputs<R, C, Upsampling>(a, points, layout, first, min<int64_t>(kStrip, tiles - first),
+                                       v + first * layout.v_tile);
+  });
+  with_epilogue(a.activation, [&]<bool Raw, bool Before, bool After>() {
+    parallel_tasks(groups, a.threads, [&](int64_t group, int64_t thread) {
+      const int64_t first_block = group * conv.blocks_a_task;
+      const int64_t blocks = min(conv.blocks_a_task, blocks_of(conv.out_channels) - first_block);
+      float *m = own + thread * own_size, *packed = m + layout.m_size;
+      pack_task(conv, points, filter_taps, a.weight, first_block, blocks, packed);
+      multiply<R, C, Upsampling>(a, points, layout, tiles, blocks, packed, v, m);
+      transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, 0, tiles, first_block, blocks, m);
+      if (a.activation.stream) finish_streaming();
+    });
+  });
+}
+
 template <int R, int C, bool Upsampling>
 void run_tiles(const ConvolutionRun& a) {
   const Convolution& conv = *a.conv;
@@ -251,7 +305,8 @@ void run_tiles(const ConvolutionRun& a) {
   const int64_t tiles = tiles_of<R, C>({a.batch, a.grid_rows, a.grid_columns}),
                 chunks = ceil_div(tiles, a.tiles_a_task);
   const int64_t blocks = blocks_of(conv.out_channels), groups = ceil_div(blocks, conv.blocks_a_task);
-  const int64_t block_size = packed_block_size<R, C>(conv);
+  const int64_t task_size = packed_task_size(conv, points, conv.blocks_a_task);
+  if (conv.packs_late) return run_packing_late<R, C, Upsampling>(a, points, layout, tiles, groups);
   with_epilogue(a.activation, [&]<bool Raw, bool Before, bool After>() {
     parallel_tasks(groups * chunks, a.threads, [&](int64_t task, int64_t thread) {
       // chunks of tiles that need the same weights follow each other, and find them in the shared cache
@@ -260,13 +315,9 @@ void run_tiles(const ConvolutionRun& a) {
       const int64_t first_block = group * conv.blocks_a_task,
                     task_blocks = min(conv.blocks_a_task, blocks - first_block);
       float* v = a.scratch + thread * a.scratch_stride;
-      float* m = v + layout.m_start;
-      if (!Upsampling && a.reading.scale) {
-        transform_inputs<R, C, Upsampling, !Upsampling>(a, points, layout, first, count, v);
-      } else {
-        transform_inputs<R, C, Upsampling, false>(a, points, layout, first, count, v);
-      }
-      multiply<R, C, Upsampling>(a, points, layout, count, task_blocks, a.packed + first_block * block_size, v, m);
+      float* m = v + layout.v_size;
+      transform_inputs<R, C, Upsampling>(a, points, layout, first, count, v);
+      multiply<R, C, Upsampling>(a, points, layout, count, task_blocks, a.packed + group * task_size, v, m);
       transform_outputs<R, C, Upsampling, Raw, Before, After>(a, points, layout, first, count, first_block, task_blocks,
                                                               m);
       if (a.activation.stream) finish_streaming();
@@ -277,13 +328,18 @@ void run_tiles(const ConvolutionRun& a) {
 }  // namespace
 
 int64_t convolution_packed_size(const Convolution& conv) {
-  return with_tile(conv.tile_rows, conv.tile_columns,
-                   [&]<int R, int C>() { return blocks_of(conv.out_channels) * packed_block_size<R, C>(conv); });
+  return with_tile(conv.tile_rows, conv.tile_columns, [&]<int R, int C>() {
+    const int64_t tasks = ceil_div(blocks_of(conv.out_channels), conv.blocks_a_task);
+    return tasks * packed_task_size(conv, Points<R, C>(conv.phases), conv.blocks_a_task);
+  });
 }
 
-int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task) {
-  return with_tile(conv.tile_rows, conv.tile_columns,
-                   [&]<int R, int C>() { return Layout<R, C>(conv, tiles_a_task).size; });
+int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task, int64_t threads) {
+  return with_tile(conv.tile_rows, conv.tile_columns, [&]<int R, int C>() {
+    const Layout<R, C> layout(conv, tiles_a_task);
+    if (!conv.packs_late) return layout.v_size + layout.m_size;
+    return ceil_div(layout.v_size, threads) + late_size(conv, Points<R, C>(conv.phases), layout);
+  });
 }
 
 void convolution_pack(const Convolution& conv, const float* weight, bool precise, float* packed) {

@@ -15,7 +15,7 @@ void stft(const Stft& args);
 void masked_istft(const MaskedIstft& args);
 int64_t multiply_adds(int64_t threads, int64_t rounds);
 int64_t convolution_packed_size(const Convolution& conv);
-int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task);
+int64_t convolution_scratch_size(const Convolution& conv, int64_t tiles_a_task, int64_t threads);
 void convolution_pack(const Convolution& conv, const float* weight, bool precise, float* packed);
 void convolution_pack(const Convolution& conv, const double* weight, float* packed);
 void convolution_run(const ConvolutionRun& args);

@@ -16,9 +16,9 @@
 // channels is a matrix product [coarse channels, tiles] x [tiles, fine channels], with tiles to sum over; and only the
 // sums are transformed back. With 4x4 tiles, that is 121 multiplications for a tile instead of 400.
 //
-// Tiles are taken in chunks, whose transforms (u and v) stay in the caches; the sums (m) of large layers do not, but
-// those have few tiles, hence one chunk. Bound by the multiply-adds where there are many tiles, else by the sums'
-// memory.
+// Tiles are taken in chunks, whose transforms (u and v) stay in the caches, and so do the sums (m) of small layers. Large
+// layers have few tiles, hence one chunk: there a task makes the sums of some coarse channels alone, and transforms them
+// back before it goes on. Bound by the multiply-adds.
 //
 // Sums are taken in the order of the tiles, however the work is shared.
 
@@ -27,6 +27,8 @@ namespace {
 
 constexpr int64_t kChunkFloats = 1 << 19;           // of u and v
 constexpr int64_t kMinChunk = 64, kMaxChunk = 512;  // tiles
+constexpr int64_t kTaskRows = 32;                   // coarse channels of a task
+constexpr int64_t kLargeSums = 1 << 19;             // floats that do not stay in a cache
 
 int64_t coarse_blocks(const WeightGradient& a) {
   return blocks_of(a.coarse_channels[0]) + blocks_of(a.coarse_channels[1]);
@@ -38,7 +40,8 @@ struct GradientLayout {
   static constexpr int kCount = kPoints<R> * kPoints<C>;
   int64_t coarse, fine;  // channels with padding
   int64_t tiles;         // of a chunk
-  int64_t u_tile, u_point, v_tile, v_point, v_start, m_start, size;
+  bool apart;            // each task has sums of its own, of kTaskRows coarse channels
+  int64_t u_tile, u_point, v_tile, v_point, v_start, m_start, m_size;
   int64_t m_point[kCount];  // where a point's sums begin
 
   GradientLayout(const WeightGradient& a, const Points<R, C>& points)
@@ -52,10 +55,19 @@ struct GradientLayout {
     v_point = odd_lines(v_tile * tiles);
     v_start = u_point * kCount;
     m_start = v_start + v_point * kCount;
-    size = m_start;
+    place_sums(points, coarse);
+    apart = tiles >= all && m_size >= kLargeSums;
+    if (apart) place_sums(points, kTaskRows);
+  }
+
+  int64_t size(int64_t threads) const { return m_start + (apart ? threads : 1) * m_size; }
+
+ private:
+  void place_sums(const Points<R, C>& points, int64_t rows) {
+    m_size = 0;
     for (int at = 0; at < kCount; ++at) {
-      m_point[at] = size;
-      size += points.phases[at] * coarse * fine;
+      m_point[at] = m_size;
+      m_size += points.phases[at] * rows * fine + kBetweenPoints;
     }
   }
 };
@@ -114,15 +126,16 @@ void transform_fine(const WeightGradient& a, const Points<R, C>& points, const G
   }
 }
 
-// The products of one chunk at one point, of some rows of coarse channels; added to the sums of the chunks before.
+// The products of one chunk at one point, of some rows of coarse channels, to sums that begin with the first of them;
+// added to those of the chunks before.
 template <int R, int C>
 void multiply(const WeightGradient& a, const Points<R, C>& points, const GradientLayout<R, C>& layout, int at,
-              int64_t first_row, int64_t rows, int64_t tiles, bool add) {
+              int64_t first_row, int64_t rows, int64_t tiles, bool add, float* m) {
   const int vectors = static_cast<int>(points.phases[at] * layout.fine / kLanes);
   const int64_t m_stride = points.phases[at] * layout.fine, groups = ceil_div(rows, kMaxRows);
   const float* u = a.scratch + at * layout.u_point + first_row;
   const float* v = a.scratch + layout.v_start + at * layout.v_point;
-  float* m = a.scratch + layout.m_point[at] + first_row * m_stride;
+  m += layout.m_point[at];
   for (int vector = 0; vector < vectors; vector += 2) {
     const OuterPanel* panels = vector + 1 < vectors ? (add ? outer_panels<2, true> : outer_panels<2, false>)
                                                     : (add ? outer_panels<1, true> : outer_panels<1, false>);
@@ -134,10 +147,10 @@ void multiply(const WeightGradient& a, const Points<R, C>& points, const Gradien
   }
 }
 
-// The sums of one coarse channel, back to taps; `row` is the channel's with padding.
+// The sums of one coarse channel, back to taps; `row` is where they lie in m.
 template <int R, int C>
-void transform_sums(const WeightGradient& a, const Points<R, C>& points, const GradientLayout<R, C>& layout,
-                    int64_t channel, int64_t row) {
+void transform_sums(const WeightGradient& a, const Points<R, C>& points, const FilterTaps& filter_taps,
+                    const GradientLayout<R, C>& layout, int64_t channel, int64_t row, const float* sums_of_rows) {
   for (int64_t first = 0; first < a.fine_channels; first += kLanes) {
     Vec sums[kTaps * kTaps] = {};
     for (int phase = 0; phase < 4; ++phase) {
@@ -146,18 +159,17 @@ void transform_sums(const WeightGradient& a, const Points<R, C>& points, const G
         Vec m[kPoints<R>], w[3];
         for (int i = 0; i < kPoints<R>; ++i) {
           const int at = i * kPoints<C> + j, slot = points.slot[phase][at];
-          const float* from = a.scratch + layout.m_point[at] + (row * points.phases[at] + slot) * layout.fine + first;
+          const float* from =
+              sums_of_rows + layout.m_point[at] + (row * points.phases[at] + slot) * layout.fine + first;
           m[i] = slot < 0 ? Vec{} : load(from);
         }
         tap_transform<R>(m, 1, w, 1);
         for (int t = 0; t < 3; ++t) half[t][j] = w[t];
       }
       for (int t = 0; t < 3; ++t) tap_transform<C>(half[t], 1, taps[t], 1);
-      for (int k = 0; k < kTaps * kTaps; ++k) {
-        for (int t = 0; t < 9; ++t) {
-          const bool reads = a.phases.taps[phase / 2][t / 3] >> (k / kTaps) & 1;
-          if (reads && a.phases.taps[phase % 2][t % 3] >> (k % kTaps) & 1) sums[k] += taps[t / 3][t % 3];
-        }
+      for (int t = 0; t < 9; ++t) {
+        const FilterTaps::Sum& sum = filter_taps.of[phase][t];
+        for (int i = 0; i < sum.count; ++i) sums[sum.taps[i]] += taps[t / 3][t % 3];
       }
     }
     float lanes[kTaps * kTaps][kLanes];
@@ -172,11 +184,13 @@ void transform_sums(const WeightGradient& a, const Points<R, C>& points, const G
 template <int R, int C>
 void run(const WeightGradient& a) {
   const Points<R, C> points(a.phases);
+  const FilterTaps filter_taps(a.phases);
   const GradientLayout<R, C> layout(a, points);
   const Grid grid{a.batch, a.rows, a.columns};
   const int64_t first_fine = coarse_blocks(a), blocks = first_fine + blocks_of(a.fine_channels);
   const int64_t all = tiles_of<R, C>(grid);
-  constexpr int64_t kTilesATask = 2 * kStrip, kRowsATask = 64;
+  constexpr int64_t kTilesATask = 2 * kStrip;
+  float* const m = a.scratch + layout.m_start;
   for (int64_t first = 0; first < all; first += layout.tiles) {
     const int64_t tiles = min(layout.tiles, all - first);
     parallel_tasks(ceil_div(tiles, kTilesATask) * blocks, a.threads, [&](int64_t task, int64_t) {
@@ -190,16 +204,37 @@ void run(const WeightGradient& a) {
         }
       });
     });
-    const int64_t row_tasks = ceil_div(layout.coarse, kRowsATask);
+    if (layout.apart) break;
+    const int64_t row_tasks = ceil_div(layout.coarse, kTaskRows);
     parallel_tasks(points.kCount * row_tasks, a.threads, [&](int64_t task, int64_t) {
-      const int64_t row = task % row_tasks * kRowsATask;
-      multiply(a, points, layout, static_cast<int>(task / row_tasks), row, min(kRowsATask, layout.coarse - row), tiles,
-               first > 0);
+      const int at = static_cast<int>(task / row_tasks);
+      const int64_t row = task % row_tasks * kTaskRows;
+      multiply(a, points, layout, at, row, min(kTaskRows, layout.coarse - row), tiles, first > 0,
+               m + row * points.phases[at] * layout.fine);
     });
   }
+  // Rows are the channels of both maps, each filled up to whole blocks: the channel of a row, or none.
   const int64_t first_channels = a.coarse_channels[0], padding = blocks_of(first_channels) * kBlock - first_channels;
-  parallel_tasks(first_channels + a.coarse_channels[1], a.threads, [&](int64_t channel, int64_t) {
-    transform_sums(a, points, layout, channel, channel < first_channels ? channel : channel + padding);
+  const auto channel_of = [&](int64_t row) -> int64_t {
+    if (row < first_channels) return row;
+    const int64_t channel = row - padding;
+    return channel >= first_channels && channel < first_channels + a.coarse_channels[1] ? channel : -1;
+  };
+  if (layout.apart) {
+    parallel_tasks(ceil_div(layout.coarse, kTaskRows), a.threads, [&](int64_t task, int64_t thread) {
+      float* const own = m + thread * layout.m_size;
+      const int64_t begin = task * kTaskRows, rows = min(kTaskRows, layout.coarse - begin);
+      for (int at = 0; at < points.kCount; ++at) multiply(a, points, layout, at, begin, rows, all, false, own);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t channel = channel_of(begin + row);
+        if (channel >= 0) transform_sums(a, points, filter_taps, layout, channel, row, own);
+      }
+    });
+    return;
+  }
+  parallel_tasks(layout.coarse, a.threads, [&](int64_t row, int64_t) {
+    const int64_t channel = channel_of(row);
+    if (channel >= 0) transform_sums(a, points, filter_taps, layout, channel, row, m);
   });
 }
 
@@ -207,7 +242,9 @@ void run(const WeightGradient& a) {
 
 int64_t weight_gradient_scratch_size(const WeightGradient& args) {
   return with_tile(args.tile_rows, args.tile_columns,
-                   [&]<int R, int C>() { return GradientLayout<R, C>(args, Points<R, C>(args.phases)).size; });
+                   [&]<int R, int C>() {
+                     return GradientLayout<R, C>(args, Points<R, C>(args.phases)).size(args.threads);
+                   });
 }
 
 void weight_gradient(const WeightGradient& args) {
