@@ -1,3 +1,6 @@
+#include <type_traits>
+#include <utility>
+
 #include "../kernels.h"
 #include "epilogue.h"
 #include "gemm.h"
@@ -44,11 +47,39 @@ int64_t packed_task_size(const Convolution& conv, const Points<R, C>& points, in
   return size;
 }
 
-// Where a task's weights of one point lie: [depth, vectors] in panels of two vectors' columns.
-inline float* packed_at(float* point, int64_t depth, int vectors, int64_t k, int vector) {
-  const int panel = vector / 2, width = min(2, vectors - 2 * panel);
-  return point + panel * 2 * kLanes * depth + (k * width + vector % 2) * kLanes;
-}
+// Where the filters to one vector of output channels go, in a task's packed weights: those of each point are [depth,
+// vectors] in panels of two vectors' columns.
+template <int R, int C>
+class PackedPlaces {
+ public:
+  // The vector begins at `first_in_task` of the output channels of a task of so many blocks.
+  PackedPlaces(const Convolution& conv, const Points<R, C>& points, int64_t first_in_task, int64_t blocks,
+               float* packed) {
+    const int64_t depth = input_blocks(conv) * kBlock;
+    for (int at = 0; at < points.kCount; ++at) {
+      const int phases = points.phases[at];
+      const int64_t point_depth = conv.upsampling ? depth : phases * depth;
+      const int64_t vectors = (conv.upsampling ? phases * blocks : blocks) * kParts;
+      for (int p = 0; p < 4; ++p) {
+        const int slot = points.slot[p][at];
+        const int64_t first_row = conv.upsampling ? 0 : slot * depth;
+        const int64_t vector = (conv.upsampling ? slot * blocks * kParts : 0) + first_in_task / kLanes;
+        const int64_t panel = vector / 2, width = min<int64_t>(2, vectors - 2 * panel);
+        to_[p][at] = slot < 0 ? nullptr
+                              : packed + panel * 2 * kLanes * point_depth + (first_row * width + vector % 2) * kLanes;
+        step_[p][at] = static_cast<int>(width * kLanes);
+      }
+      packed += point_depth * vectors * kLanes + kBetweenPoints;
+    }
+  }
+
+  // Of phase `p` and input channel `k`; null: the phase does not reach the point.
+  float* operator()(int p, int at, int64_t k) const { return to_[p][at] ? to_[p][at] + k * step_[p][at] : nullptr; }
+
+ private:
+  float* to_[4][Points<R, C>::kCount];
+  int step_[4][Points<R, C>::kCount];
+};
 
 // What filters are transformed in, a lane an output channel: float for weights that change with every step of training,
 // double for those that are packed once.
@@ -56,44 +87,59 @@ typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
 inline Vec narrowed(Vec vec) { return vec; }
 inline Vec narrowed(DoubleVec vec) { return __builtin_convertvector(vec, Vec); }
 
-// The filters of one input channel (row k of the task's matrices) to a vector of output channels, of which the first is
-// `first_out` of the layer and `first_in_task` of the task.
-template <int R, int C, typename Values, typename Weight>
-void pack_filters(const Convolution& conv, const Points<R, C>& points, const FilterTaps& filter_taps,
-                  const Weight* weight, int64_t k, int64_t first_out, int64_t first_in_task, int64_t blocks, float* packed) {
-  const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
-  const int64_t first_blocks = blocks_of(conv.in_channels[0]), depth = input_blocks(conv) * kBlock;
-  // the maps are padded one by one
-  const bool second = k >= first_blocks * kBlock;
-  const int64_t within = second ? k - first_blocks * kBlock : k;
-  const int64_t in = second ? conv.in_channels[0] + within : within;
-  Values taps[kTaps * kTaps] = {};
-  for (int64_t lane = 0; lane < kLanes && within < conv.in_channels[second]; ++lane) {
-    const int64_t out = first_out + lane;
-    if (out >= conv.out_channels) break;
-    const int64_t filter = conv.weight_by_input ? in * conv.out_channels + out : out * in_channels + in;
-#pragma GCC unroll 25
-    for (int i = 0; i < kTaps * kTaps; ++i) taps[i][lane] = weight[filter * kTaps * kTaps + i];
-  }
-  for (int p = 0; p < 4; ++p) {
-    Values w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
-    for (int t = 0; t < 9; ++t) {
-      const FilterTaps::Sum& sum = filter_taps.of[p][t];
-      for (int i = 0; i < sum.count; ++i) w[t] += taps[sum.taps[i]];
-    }
-    for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
-    for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
-    float* point = packed;
-    for (int at = 0; at < points.kCount; ++at) {
-      const int phases = points.phases[at], slot = points.slot[p][at];
-      const int64_t point_depth = conv.upsampling ? depth : phases * depth;
-      const int vectors = static_cast<int>(conv.upsampling ? phases * blocks : blocks) * kParts;
-      if (slot >= 0) {
-        const int64_t row = conv.upsampling ? k : slot * depth + k;
-        const int64_t column = (conv.upsampling ? slot * blocks * kBlock : 0) + first_in_task;
-        store(packed_at(point, point_depth, vectors, row, static_cast<int>(column / kLanes)), narrowed(whole[at]));
+// The taps of so many filters, `stride` apart: a filter a lane, zeros in the other lanes.
+template <typename Values, typename Weight>
+void load_filters(const Weight* weight, int64_t stride, int64_t count, Values (&taps)[kTaps * kTaps]) {
+  if constexpr (std::is_same_v<Values, Vec> && std::is_same_v<Weight, float>) {
+    if (count == kLanes) {
+      for (int first = 0; first < kTaps * kTaps; first += kLanes) {
+        const int at = min(first, kTaps * kTaps - kLanes);
+        Vec rows[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load(weight + lane * stride + at);
+        transpose(rows);
+        for (int lane = 0; lane < kLanes; ++lane) taps[at + lane] = rows[lane];
       }
-      point += point_depth * vectors * kLanes + kBetweenPoints;
+      return;
+    }
+  }
+  for (Values& tap : taps) tap = Values{};
+  for (int64_t lane = 0; lane < count; ++lane) {
+    for (int i = 0; i < kTaps * kTaps; ++i) taps[i][lane] = weight[lane * stride + i];
+  }
+}
+
+// The filters of input channels first_k to end_k (rows of the task's matrices) to the vector of output channels that
+// begins with `first_out`.
+template <int R, int C, typename Values, typename Weight>
+void pack_filters(const Convolution& conv, const FilterTaps& filter_taps, const Weight* weight, int64_t first_k,
+                  int64_t end_k, int64_t first_out, const PackedPlaces<R, C>& places) {
+  constexpr int kFilter = kTaps * kTaps;
+  const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
+  const int64_t first_blocks = blocks_of(conv.in_channels[0]);
+  const int64_t outs = max<int64_t>(0, min<int64_t>(kLanes, conv.out_channels - first_out));
+  for (int64_t k = first_k; k < end_k; ++k) {
+    // the maps are padded one by one
+    const bool second = k >= first_blocks * kBlock;
+    const int64_t within = second ? k - first_blocks * kBlock : k;
+    const int64_t in = second ? conv.in_channels[0] + within : within;
+    const bool there = within < conv.in_channels[second];
+    Values taps[kFilter];
+    if (conv.weight_by_input) {
+      load_filters(weight + (in * conv.out_channels + first_out) * kFilter, kFilter, there ? outs : 0, taps);
+    } else {
+      load_filters(weight + (first_out * in_channels + in) * kFilter, in_channels * kFilter, there ? outs : 0, taps);
+    }
+    for (int p = 0; p < 4; ++p) {
+      Values w[9] = {}, half[kPoints<R> * 3], whole[kPoints<R> * kPoints<C>];
+      for (int t = 0; t < 9; ++t) {
+        const FilterTaps::Sum& sum = filter_taps.of[p][t];
+        for (int i = 0; i < sum.count; ++i) w[t] += taps[sum.taps[i]];
+      }
+      for (int t = 0; t < 3; ++t) filter_transform<R>(w + t, 3, half + t, 3);
+      for (int i = 0; i < kPoints<R>; ++i) filter_transform<C>(half + 3 * i, 1, whole + kPoints<C> * i, 1);
+      for (int at = 0; at < kPoints<R> * kPoints<C>; ++at) {
+        if (float* const to = places(p, at, k)) store(to, narrowed(whole[at]));
+      }
     }
   }
 }
@@ -111,10 +157,9 @@ void pack(const Convolution& conv, const Weight* weight, float* packed) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first_out = task / row_tasks * kLanes, row = task % row_tasks * kRowsATask;
       const int64_t of_task = first_out / kBlock / conv.blocks_a_task, first_block = of_task * conv.blocks_a_task;
-      for (int64_t k = row; k < min(row + kRowsATask, depth); ++k) {
-        pack_filters<R, C, Values>(conv, points, filter_taps, weight, k, first_out, first_out - first_block * kBlock,
-                                   min(conv.blocks_a_task, blocks - first_block), packed + of_task * task_size);
-      }
+      const PackedPlaces<R, C> places(conv, points, first_out - first_block * kBlock,
+                                      min(conv.blocks_a_task, blocks - first_block), packed + of_task * task_size);
+      pack_filters<R, C, Values>(conv, filter_taps, weight, row, min(row + kRowsATask, depth), first_out, places);
     }
   });
 }
@@ -123,11 +168,10 @@ void pack(const Convolution& conv, const Weight* weight, float* packed) {
 template <int R, int C>
 void pack_task(const Convolution& conv, const Points<R, C>& points, const FilterTaps& filter_taps, const float* weight,
                int64_t first_block, int64_t blocks, float* packed) {
-  for (int64_t k = 0; k < input_blocks(conv) * kBlock; ++k) {
-    for (int64_t first = 0; first < blocks * kBlock; first += kLanes) {
-      pack_filters<R, C, Vec>(conv, points, filter_taps, weight, k, first_block * kBlock + first, first, blocks,
-                              packed);
-    }
+  const int64_t depth = input_blocks(conv) * kBlock;
+  for (int64_t first = 0; first < blocks * kBlock; first += kLanes) {
+    const PackedPlaces<R, C> places(conv, points, first, blocks, packed);
+    pack_filters<R, C, Vec>(conv, filter_taps, weight, 0, depth, first_block * kBlock + first, places);
   }
 }
 

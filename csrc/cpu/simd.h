@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifndef PYUNETSEP_SIMD
 #error "PYUNETSEP_SIMD: CMakeLists.txt sets it for each level"
@@ -61,6 +62,26 @@ static inline void finish_streaming() {
 #endif
 }
 static inline Vec broadcast(float value) { return value - Vec{}; }  // 0 + value would not keep -0, and take an addition
+
+// One step of `transpose`: rows kStep apart exchange every other kStep of their elements.
+template <int kStep, int... kElements>
+static inline void exchange(Vec& first, Vec& second, std::integer_sequence<int, kElements...>) {
+  const Vec even = __builtin_shufflevector(
+      first, second, (kElements / kStep % 2 == 0 ? kElements : kLanes + kElements - kStep)...);
+  second = __builtin_shufflevector(first, second,
+                                   (kElements / kStep % 2 == 0 ? kElements + kStep : kLanes + kElements)...);
+  first = even;
+}
+
+// Rows become columns.
+template <int kStep = kLanes / 2>
+static inline void transpose(Vec (&rows)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i / kStep % 2 == 0) exchange<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kLanes>{});
+  }
+  if constexpr (kStep > 1) transpose<kStep / 2>(rows);
+}
 
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
