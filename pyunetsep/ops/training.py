@@ -115,7 +115,8 @@ def _(
 
 
 def _bias_gradient(gradient: Tensor, channels: int) -> Tensor:
-    return gradient.sum((0, 2, 3), dtype=torch.float32).flatten()[:channels]
+    # pixels first: over all three at once, sums on a CPU take six times as long
+    return gradient.flatten(2, 3).sum(2, dtype=torch.float32).sum(0).flatten()[:channels]
 
 
 def _conv_setup(
