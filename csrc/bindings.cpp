@@ -51,7 +51,8 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def(
       "mask_block(Tensor x, Tensor? skip, Tensor weight, Tensor bias, str alignment, str upsampling) -> Tensor");
   library.def("dilated_head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
-  library.def("training_conv(Tensor x, Tensor weight, Tensor? bias, str alignment, *, ScalarType? element=None) -> "
+  library.def(
+      "training_conv(Tensor x, Tensor weight, Tensor? bias, str alignment, *, ScalarType? element=None) -> "
       "Tensor");
   library.def(
       "training_upconv(Tensor x, Tensor? skip, int skip_channels, Tensor weight, Tensor? bias, bool to_planes, "

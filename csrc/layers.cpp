@@ -42,7 +42,7 @@ int64_t points(const Phases& phases, int64_t size) {
 // tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge of a small map whole
 // tiles go over it.
 std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
-  const char* wt = getenv("WT"); const int64_t kWeightTiles = wt ? atoi(wt) : 16;
+  constexpr int64_t kWeightTiles = 16;
   std::pair<int, int> best;
   double least = 0;
   for (const auto& [rows, columns] : {std::pair{4, 4}, {2, 4}, {4, 2}, {2, 2}, {1, 1}}) {
@@ -76,7 +76,6 @@ at::Tensor allocate_floats(int64_t count) {
 }
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
-
 
 int64_t map_floats(const Size& size, int64_t channels) {
   return size.batch * blocks_of(channels) * size.rows * size.columns * kBlock;
@@ -151,10 +150,9 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
     conv_.blocks_a_task = std::max(std::min<int64_t>(blocks, 2), (blocks + threads - 1) / threads);
   }
   const at::Tensor weight = block.weight.contiguous();
-  const char* lt = getenv("LT"); const char* lw = getenv("LW"); const char* lb = getenv("LB");
-  if (block.quick && tiles(grid) <= (lt ? atoi(lt) : kLateTiles) && level_.convolution_packed_size(conv_) >= (lw ? atoi(lw) : kLateWeights)) {
+  if (block.quick && tiles(grid) <= kLateTiles && level_.convolution_packed_size(conv_) >= kLateWeights) {
     conv_.packs_late = true;
-    conv_.blocks_a_task = std::min<int64_t>(blocks, lb ? atoi(lb) : 2);
+    conv_.blocks_a_task = std::min<int64_t>(blocks, 2);
     weight_ = weight;
     return;
   }

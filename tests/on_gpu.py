@@ -151,6 +151,24 @@ def kernel_runs() -> Iterator[tuple[str, Callable[[], None]]]:
                 if upsampling == "transposed" or precision != torch.bfloat16:
                     run = functools.partial(run_networks, name, upsampling, precision)
                     yield f"{name} {upsampling} {precision}", run
+        for name in PRESETS:
+            yield f"training {name} {precision}", functools.partial(run_training, name, precision)
+
+
+def run_training(preset: str, precision: Any) -> None:
+    """A step's forward and back, through all training kernels at the preset's own channels."""
+    import torch
+
+    from pyunetsep.config import PRESETS
+    from pyunetsep.unet import UNet
+
+    unet = PRESETS[preset].unet
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = UNet(unet).to(device).train()
+    magnitude = torch.rand(2, unet.input_channels, 128, 192, device=device)
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        mask = network(magnitude)
+    mask.float().square().mean().backward()
 
 
 def run_transforms(n_fft: int) -> None:

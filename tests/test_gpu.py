@@ -16,11 +16,18 @@ import pytest
 import torch
 
 from pyunetsep import InvalidAudioError, Separator, SeparatorConfig, ops
-from pyunetsep.benchmark import random_checkpoint, random_network
+from pyunetsep.benchmark import random_checkpoint, random_network, use_kernels
 from pyunetsep.config import PRESETS
 from pyunetsep.cuda_graph import Graph
 from pyunetsep.cuda_plan import CudaPlan
+from pyunetsep.dropout import dropping_layers
+from pyunetsep.training.config import merged
+from pyunetsep.training.examples import Examples
+from pyunetsep.training.trainer import Trainer
+from pyunetsep.unet import UNet
 from tests.judge import judge
+from tests.learning import check_learning, learnt
+from tests.test_training_examples import recording
 from tests.tiny import JANSSON_LIKE, SPLEETER_LIKE, checkpoint, noise
 
 pytestmark = pytest.mark.parametrize("device", ["cuda"], indirect=True)
@@ -254,6 +261,66 @@ def test_sums_that_blocks_share_have_the_same_bits_every_time(device):
             made.append(plan().estimate(inputs[i % 2]))
     torch.cuda.synchronize(device)
     assert not [i for i, masks in enumerate(made) if not torch.equal(masks, expected[i % 2])]
+
+
+# ---- training
+
+
+def small_trainer(device, precision="float32", **values):
+    config = merged({"channels": [16, 32, 16], "batch": 4, "steps": 20, "precision": precision, **values})
+    return Trainer(config, Examples([recording("one"), recording("two", seed=1)], config, device), device=device)
+
+
+@EACH_PRECISION
+@EACH_PRESET
+def test_what_a_network_learns(device, preset, precision):
+    torch.manual_seed(0)
+    network = UNet(PRESETS[preset].unet).to(device).train()
+    for layer in dropping_layers(network):
+        layer.seeds = torch.tensor([3, 4], dtype=torch.int32, device=device)
+    magnitude = torch.rand(2, PRESETS[preset].unet.input_channels, 128, 192, device=device)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        check_learning(network, magnitude, precision, use_kernels)
+
+
+@EACH_PRECISION
+@EACH_PRESET
+def test_gradients_have_the_same_bits_every_time(device, preset, precision):
+    network = UNet(dataclasses.replace(PRESETS[preset].unet, dropout=0.0)).to(device).train()
+    magnitude = torch.rand(2, PRESETS[preset].unet.input_channels, 128, 192, device=device)
+    first, second = (learnt(network, magnitude, precision, kernels=True) for _ in range(2))
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+@pytest.mark.filterwarnings("error")  # a capture that fails is but a warning
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_graph_of_a_step_gives_the_same_bits(device, precision):
+    captured, plain = (small_trainer(device, precision) for _ in range(2))
+    plain.graphs.stop()
+    for _ in range(6):
+        assert torch.equal(captured.step().losses, plain.step().losses)
+    assert all(isinstance(graph, Graph) for graph in captured.graphs.graphs.values()) and captured.graphs.graphs
+    for name, tensor in captured.tensors().items():
+        assert torch.equal(tensor, plain.tensors()[name]), name
+
+
+def test_a_step_waits_for_nothing(device):
+    trainer = small_trainer(device)
+    for _ in range(3):  # memory is found, kernels are loaded, the graph is captured
+        trainer.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_gpu_learns_what_a_cpu_learns(device):
+    losses = []
+    for place in (device, torch.device("cpu")):
+        trainer = small_trainer(place, "float32")
+        losses.append(torch.stack([trainer.step().losses.cpu() for _ in range(5)]))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
 
 
 # ---- devices, runtimes, memory, errors

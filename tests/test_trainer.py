@@ -20,6 +20,7 @@ from pyunetsep.training.trainer import Trainer, learning_rate
 from pyunetsep.training.transfer import transferred
 from pyunetsep.unet import UNet
 
+from .test_cuda_graph import Counted
 from .test_training_examples import recording
 from .tiny import checkpoint
 
@@ -123,6 +124,15 @@ def test_a_run_has_the_same_bits_again(recordings):
     for _ in range(3):
         assert torch.equal(first.step().losses, second.step().losses)
     assert all(torch.equal(value, second.tensors()[name]) for name, value in first.tensors().items())
+
+
+def test_a_step_on_the_device_is_one_graph(recordings):
+    """Of the same kind each time, with nothing in it but what its tensors say."""
+    captured, plain = trainer(recordings), trainer(recordings)
+    captured.graphs = Counted(limit=1)
+    for _ in range(4):
+        assert torch.equal(captured.step().losses, plain.step().losses)
+    assert len(captured.graphs.captured) == 1
 
 
 def test_goes_on_from_its_tensors_bit_for_bit(recordings):

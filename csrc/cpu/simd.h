@@ -66,10 +66,10 @@ static inline Vec broadcast(float value) { return value - Vec{}; }  // 0 + value
 // One step of `transpose`: rows kStep apart exchange every other kStep of their elements.
 template <int kStep, int... kElements>
 static inline void exchange(Vec& first, Vec& second, std::integer_sequence<int, kElements...>) {
-  const Vec even = __builtin_shufflevector(
-      first, second, (kElements / kStep % 2 == 0 ? kElements : kLanes + kElements - kStep)...);
-  second = __builtin_shufflevector(first, second,
-                                   (kElements / kStep % 2 == 0 ? kElements + kStep : kLanes + kElements)...);
+  const Vec even =
+      __builtin_shufflevector(first, second, (kElements / kStep % 2 == 0 ? kElements : kLanes + kElements - kStep)...);
+  second =
+      __builtin_shufflevector(first, second, (kElements / kStep % 2 == 0 ? kElements + kStep : kLanes + kElements)...);
   first = even;
 }
 

@@ -16,9 +16,9 @@
 // channels is a matrix product [coarse channels, tiles] x [tiles, fine channels], with tiles to sum over; and only the
 // sums are transformed back. With 4x4 tiles, that is 121 multiplications for a tile instead of 400.
 //
-// Tiles are taken in chunks, whose transforms (u and v) stay in the caches, and so do the sums (m) of small layers. Large
-// layers have few tiles, hence one chunk: there a task makes the sums of some coarse channels alone, and transforms them
-// back before it goes on. Bound by the multiply-adds.
+// Tiles are taken in chunks, whose transforms (u and v) stay in the caches, and so do the sums (m) of small layers.
+// Large layers have few tiles, hence one chunk: there a task makes the sums of some coarse channels alone, and
+// transforms them back before it goes on. Bound by the multiply-adds.
 //
 // Sums are taken in the order of the tiles, however the work is shared.
 
@@ -241,10 +241,9 @@ void run(const WeightGradient& a) {
 }  // namespace
 
 int64_t weight_gradient_scratch_size(const WeightGradient& args) {
-  return with_tile(args.tile_rows, args.tile_columns,
-                   [&]<int R, int C>() {
-                     return GradientLayout<R, C>(args, Points<R, C>(args.phases)).size(args.threads);
-                   });
+  return with_tile(args.tile_rows, args.tile_columns, [&]<int R, int C>() {
+    return GradientLayout<R, C>(args, Points<R, C>(args.phases)).size(args.threads);
+  });
 }
 
 void weight_gradient(const WeightGradient& args) {

@@ -33,7 +33,7 @@ def change_speed(wave: Tensor, speed: float, samples: int) -> Tensor:
     position = torch.arange(samples, device=wave.device, dtype=torch.float64) * speed
     whole = position.long()
     t = (position - whole).to(wave.dtype)
-    before, here, after, beyond = (wave[:, whole + tap] for tap in range(TAPS))
+    before, here, after, beyond = (wave[:, tap:].index_select(1, whole) for tap in range(TAPS))
     return here + 0.5 * t * (
         after - before + t * (2 * before - 5 * here + 4 * after - beyond + t * (3 * (here - after) + beyond - before))
     )

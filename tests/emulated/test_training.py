@@ -1,7 +1,6 @@
 """The training ops of a GPU, on the host: tensors, autograd and whole networks over the emulated CUDA kernels."""
 
 import contextlib
-import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.ops import training
 from pyunetsep.unet import UNet
 from tests.emulated.library import emulated_training_ops
+from tests.learning import check_learning, relative
 from tests.test_training_ops import down, scaled, up
 
 OPS = ("training_conv", "training_upconv", "training_weight_gradient", "training_norm", "training_norm_gradient")
@@ -101,10 +101,6 @@ def test_convolutions_and_their_gradients(sizes, element, alignment):
         assert relative(x, true) <= 2 * max(own_error, usual)
 
 
-def relative(x: Tensor, true: Tensor) -> float:
-    return float((x.detach() - true.detach()).norm() / true.detach().norm())
-
-
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize(
     ("config", "channels", "alignment"),
@@ -115,30 +111,15 @@ def relative(x: Tensor, true: Tensor) -> float:
     ],
 )
 def test_a_network_trains_as_in_plain_pytorch(config, channels, alignment, element, monkeypatch):
-    """Its mask, statistics and gradients are about as near to float64 as those of PyTorch in the same types.
-
-    A single one may be near by luck, so what they have on average counts as well.
-    """
     torch.manual_seed(1)
     config = dataclasses.replace(config, channels=channels, dropout_blocks=2, alignment=alignment)
     network = UNet(config).train()
     for layer in network.decoder_blocks:
         layer.dropout.seeds = torch.tensor([3, 4], dtype=torch.int32)
-    magnitude = torch.rand(2, config.input_channels, 16, 24)
 
-    def trained(dtype: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
-        copied = copy.deepcopy(network).to(dtype)
-        monkeypatch.setattr(unet_training, "_element", lambda device: element if kernels else None)
-        assert unet_training.serves(copied, magnitude.to(dtype)) == kernels
-        with torch.autocast("cpu", element, enabled=dtype == torch.float32 != element):
-            mask = copied(magnitude.to(dtype))
-        (mask.to(dtype) * magnitude.to(dtype)).square().mean().backward()
-        buffers = {name: buffer for name, buffer in copied.named_buffers() if buffer.is_floating_point()}
-        return {"mask": mask.detach(), **buffers, **{name: p.grad for name, p in copied.named_parameters()}}
+    @contextlib.contextmanager
+    def with_kernels(run: bool) -> Iterator[None]:
+        monkeypatch.setattr(unet_training, "_element", lambda device: element if run else None)
+        yield
 
-    made, theirs = (trained(torch.float32, kernels=kernels) for kernels in (True, False))
-    true = trained(torch.float64, kernels=False)
-    usual = sorted(relative(theirs[name], x) for name, x in true.items())[len(true) // 2]
-    for name, x in made.items():
-        error, own_error = ((y - true[name]).norm() for y in (x, theirs[name]))
-        assert error <= 4 * own_error + 2 * usual * true[name].norm(), name
+    check_learning(network, torch.rand(2, config.input_channels, 16, 24), element, with_kernels)

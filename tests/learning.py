@@ -1,0 +1,48 @@
+"""The one judge of what a network learns from a batch: by kernels, next to PyTorch, with float64 as the truth."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from pyunetsep import unet_training
+from pyunetsep.unet import UNet
+
+
+def relative(x: Tensor, true: Tensor) -> float:
+    return float((x.detach() - true.detach()).norm() / true.detach().norm())
+
+
+def learnt(network: UNet, magnitude: Tensor, element: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
+    """The mask, the norms' statistics and the gradients, by a copy that trains in `element`."""
+    copied = copy.deepcopy(network)
+    with torch.autocast(magnitude.device.type, element, enabled=element not in (torch.float32, torch.float64)):
+        assert unet_training.serves(copied, magnitude) == kernels
+        mask = copied(magnitude)
+    (mask.to(magnitude.dtype) * magnitude).square().mean().backward()
+    buffers = {name: buffer for name, buffer in copied.named_buffers() if buffer.is_floating_point()}
+    return {"mask": mask.detach(), **buffers, **{name: p.grad for name, p in copied.named_parameters()}}
+
+
+def check_learning(
+    network: UNet,
+    magnitude: Tensor,
+    element: torch.dtype,
+    with_kernels: Callable[[bool], AbstractContextManager[None]],
+) -> None:
+    """What the kernels make of a batch is about as near to float64 as what PyTorch makes of it in the same types.
+
+    A single tensor may be near by luck, so what they have on average counts as well. `with_kernels`: whether the
+    kernels run, in a context.
+    """
+    with with_kernels(True):
+        made = learnt(network, magnitude, element, kernels=True)
+    with with_kernels(False):
+        theirs = learnt(network, magnitude, element, kernels=False)
+        true = learnt(copy.deepcopy(network).double(), magnitude.double(), torch.float64, kernels=False)
+    usual = sorted(relative(theirs[name], x) for name, x in true.items())[len(true) // 2]
+    for name, x in made.items():
+        error, own_error = ((y - true[name]).norm() for y in (x, theirs[name]))
+        assert error <= 4 * own_error + 2 * usual * true[name].norm(), name
