@@ -81,6 +81,8 @@ def test_stems_add_up_to_a_mixture_whose_loudest_is_one(recordings):
     assert batch.mixture.shape == (8, 1, 512, 128) and batch.mixture.dtype == torch.complex64
     torch.testing.assert_close(batch.stems["vocals"] + batch.stems["accompaniment"], batch.mixture)
     torch.testing.assert_close(batch.magnitude.amax((1, 2, 3)), torch.ones(8))
+    for stem in STEMS:
+        torch.testing.assert_close(batch.magnitudes[stem], batch.stems[stem].abs())
 
 
 def test_without_augmentation_an_example_is_a_piece_of_a_song(recordings):

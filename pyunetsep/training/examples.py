@@ -30,12 +30,13 @@ class Batch:
 
     mixture: Tensor  # [batch, channels, bins, frames], complex
     stems: dict[str, Tensor]  # as the mixture
+    magnitudes: dict[str, Tensor]  # of the stems
     draws: list[Draw]
 
     @cached_property
     def magnitude(self) -> Tensor:
         """The networks' input."""
-        return self.mixture.abs()
+        return self.mixture.abs().contiguous()
 
 
 class Examples:
@@ -60,17 +61,19 @@ class Examples:
         """The examples `indices` of a step."""
         draws = [self.sampler.draw(step, index) for index in indices]
         band = slice(self.model.spectrogram.first_bin, self.model.spectrogram.first_bin + self.model.spectrogram.bins)
-        spectra = {}
+        spectra, magnitudes = {}, {}
         for stem in STEMS:
-            spectrum, _ = self.spectrogram.analyse(self._waves(draws, stem))
+            spectrum, magnitude = self.spectrogram.analyse(self._waves(draws, stem))
             curves = augmentation.equalisers(draws, stem, band.start, self.model.spectrogram.bins, spectrum.real)
             spectra[stem] = (spectrum[..., band] * curves).mT
+            magnitudes[stem] = (magnitude * curves).mT.contiguous()
         mixture = spectra["vocals"] + spectra["accompaniment"]
         if self.model.normalisation != "none":
             loudest = mixture.abs().amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
             mixture = mixture / loudest
             spectra = {stem: spectrum / loudest for stem, spectrum in spectra.items()}
-        return Batch(mixture, spectra, draws)
+            magnitudes = {stem: magnitude / loudest for stem, magnitude in magnitudes.items()}
+        return Batch(mixture, spectra, magnitudes, draws)
 
     def _waves(self, draws: Sequence[Draw], stem: str) -> Tensor:
         """The stem's waves as they enter the mixtures: [batch, channels, samples]."""

@@ -17,7 +17,7 @@ def magnitude_loss(mask: Tensor, batch: Batch, stem: str) -> Tensor:
 
     Source: Jansson et al., ISMIR 2017, section 2.
     """
-    return (mask * batch.magnitude - batch.stems[stem].abs()).abs().mean()
+    return (mask * batch.magnitude - batch.magnitudes[stem]).abs().mean()
 
 
 def complex_loss(mask: Tensor, batch: Batch, stem: str) -> Tensor:

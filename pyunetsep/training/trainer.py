@@ -96,7 +96,7 @@ class Trainer:
         """One step of the optimiser on one batch."""
         batch = self.examples.batch(self.done, self.group.share(self.config.batch))
         self._set_rate(learning_rate(self.config, self.done))
-        spectra = [batch.stems[stem] for stem in STEMS]
+        spectra = [of[stem] for of in (batch.stems, batch.magnitudes) for stem in STEMS]
         losses, norms = self.graphs(self._learn, batch.mixture, *spectra, *self._seeds(batch.draws))
         assert losses is not None and norms is not None
         self.done += 1
@@ -116,10 +116,11 @@ class Trainer:
     def _learn(self, mixture: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """What happens on the device alone: the losses, and the norms of the gradients, [stems] each.
 
-        `tensors` are the stems' spectra, and then the seeds for each network. A GPU does this as a graph.
+        `tensors` are the stems' spectra, their magnitudes, and then the seeds for each network. A GPU does this as a
+        graph.
         """
-        stems, seeds = dict(zip(STEMS, tensors, strict=False)), tensors[len(STEMS) :]
-        batch = Batch(mixture, stems, draws=[])
+        stems, magnitudes = (dict(zip(STEMS, tensors[at:], strict=False)) for at in (0, len(STEMS)))
+        batch, seeds = Batch(mixture, stems, magnitudes, draws=[]), tensors[2 * len(STEMS) :]
         self.optimiser.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         for (stem, network), of_layers in zip(self.trained.items(), seeds, strict=True):
