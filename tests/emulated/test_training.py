@@ -15,7 +15,16 @@ from pyunetsep.ops import training
 from pyunetsep.unet import UNet
 from tests.emulated.library import emulated_training_ops
 from tests.learning import check_learning, relative
-from tests.test_training_ops import down, scaled, up
+from tests.test_training_ops import (  # noqa: F401  tests that run here once more, on the emulated GPU
+    down,
+    scaled,
+    test_gradients_of_whatever_wants_one,
+    test_opcheck,
+    test_what_does_not_fit_a_norm_is_an_error,
+    test_what_does_not_fit_is_an_error,
+    test_what_does_not_fit_the_gradient_of_a_norm_is_an_error,
+    up,
+)
 
 OPS = ("training_conv", "training_upconv", "training_weight_gradient", "training_norm", "training_norm_gradient")
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
