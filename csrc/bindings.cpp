@@ -59,12 +59,16 @@ TORCH_LIBRARY(pyunetsep, library) {
       "str alignment) -> Tensor");
   library.def(
       "training_weight_gradient(Tensor coarse, Tensor? skip, Tensor fine, int[] channels, str alignment) -> Tensor");
+  library.def("training_norm_statistics(Tensor x, int channels, float inner_slope) -> (Tensor, Tensor)");
   library.def(
-      "training_norm(Tensor x, Tensor weight, Tensor bias, float epsilon, float inner_slope, float slope, "
-      "Tensor? seeds, float dropout) -> (Tensor, Tensor, Tensor)");
+      "training_norm(Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float epsilon, "
+      "float inner_slope, float slope, Tensor? seeds, float dropout) -> Tensor");
   library.def(
-      "training_norm_gradient(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor variance, "
-      "float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> (Tensor, Tensor, Tensor)");
+      "training_norm_sums(Tensor gradient, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, "
+      "float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> (Tensor, Tensor)");
+  library.def(
+      "training_norm_gradient(Tensor gradient, Tensor sums, Tensor x, Tensor mean, Tensor variance, Tensor weight, "
+      "Tensor bias, float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> Tensor");
 }
 
 // One function for both devices: it chooses by the tensors it gets. Blocks for evaluation are for the CPU alone.
@@ -82,7 +86,9 @@ TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("training_conv", &pyunetsep::training_conv);
   library.impl("training_upconv", &pyunetsep::training_upconv);
   library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
+  library.impl("training_norm_statistics", &pyunetsep::training_norm_statistics);
   library.impl("training_norm", &pyunetsep::training_norm);
+  library.impl("training_norm_sums", &pyunetsep::training_norm_sums);
   library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 
@@ -96,7 +102,9 @@ TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
   library.impl("training_conv", &pyunetsep::training_conv);
   library.impl("training_upconv", &pyunetsep::training_upconv);
   library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
+  library.impl("training_norm_statistics", &pyunetsep::training_norm_statistics);
   library.impl("training_norm", &pyunetsep::training_norm);
+  library.impl("training_norm_sums", &pyunetsep::training_norm_sums);
   library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 

@@ -271,7 +271,8 @@ struct NormStatistics {
   double* scratch;  // norm_scratch_size
 };
 
-// Gradients of x, weight and bias, where mean and scale follow from the statistics: scale = weight / deviation.
+// Gradients of weight and bias (norm_sums, which writes them), and then that of x (norm_gradient, which reads them),
+// where mean and scale follow from the statistics: scale = weight / deviation.
 struct NormGradient {
   const float* gradient;  // of y: [batch, blocks, pixels, kBlock], images gradient_stride apart
   int64_t gradient_stride;
@@ -279,7 +280,7 @@ struct NormGradient {
   float* of_weight;                // likewise
   float* of_bias;                  // likewise
   float* of_x;                     // as x
-  double* scratch;                 // norm_scratch_size
+  double* scratch;                 // norm_scratch_size, of norm_sums
 };
 
 // The kernels are built for several SIMD levels; the widest that the processor runs is used.

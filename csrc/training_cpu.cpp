@@ -16,44 +16,49 @@ Block block_of(const at::Tensor& weight, const std::optional<at::Tensor>& bias, 
   return {weight, bias ? *bias : at::zeros({channels}, at::kFloat), std::nullopt, std::nullopt, 1.0, true};
 }
 
-// A norm's arguments with the memory that they point to.
+// A norm's arguments with the memory that they point to. What is not needed for statistics alone may be undefined.
 class Arguments {
  public:
-  explicit Arguments(const TrainingNorm& norm) : weight_(norm.weight), scale_(at::empty_like(norm.weight)) {
-    args_ = {
-        .x = norm.x.const_data_ptr<float>(),
-        .batch = norm.x.size(0),
-        .channels = norm.channels,
-        .pixels = norm.x.size(2) * norm.x.size(3),
-        .inner_slope = static_cast<float>(norm.inner_slope),
-        .slope = static_cast<float>(norm.slope),
-        .mean = nullptr,
-        .scale = scale_.const_data_ptr<float>(),
-        .bias = norm.bias.const_data_ptr<float>(),
-        .dropout = cpu::dropout_of(norm.seeds.defined() ? norm.seeds.const_data_ptr<int32_t>() : nullptr, norm.dropout),
-        .threads = at::get_num_threads()};
-    scratch_ = at::empty({cpu::level().norm_scratch_size(args_)}, at::kDouble);
+  Arguments(const at::Tensor& x, double inner_slope) {
+    args_ = {.x = x.const_data_ptr<float>(),
+             .batch = x.size(0),
+             .channels = x.size(1) * kBlock,
+             .pixels = x.size(2) * x.size(3),
+             .inner_slope = static_cast<float>(inner_slope),
+             .slope = 1.0f,
+             .mean = nullptr,
+             .scale = nullptr,
+             .bias = nullptr,
+             .dropout = {},
+             .threads = at::get_num_threads()};
+  }
+
+  explicit Arguments(const TrainingNorm& norm) : Arguments(norm.x, norm.inner_slope) {
+    scale_ = at::empty_like(norm.weight);
+    inverse_deviation_ = at::empty_like(norm.weight);
+    float *scale = scale_.mutable_data_ptr<float>(), *inverse = inverse_deviation_.mutable_data_ptr<float>();
+    const float *weight = norm.weight.const_data_ptr<float>(), *variance = norm.variance.const_data_ptr<float>();
+    for (int64_t c = 0; c < norm.weight.numel(); ++c) {
+      const double deviation = std::sqrt(static_cast<double>(variance[c]) + norm.epsilon);
+      inverse[c] = static_cast<float>(1 / deviation);
+      scale[c] = static_cast<float>(weight[c] / deviation);
+    }
+    args_.slope = static_cast<float>(norm.slope);
+    args_.mean = norm.mean.const_data_ptr<float>();
+    args_.scale = scale;
+    args_.bias = norm.bias.const_data_ptr<float>();
+    args_.dropout = dropout_of(norm);
   }
 
   const cpu::Normalisation& operator*() const { return args_; }
-  double* scratch() const { return scratch_.mutable_data_ptr<double>(); }
-
-  // Returns 1 / deviation.
-  at::Tensor normalise_by(const at::Tensor& mean, const at::Tensor& variance, double epsilon) {
-    at::Tensor inverse = at::empty_like(variance);
-    float *to = inverse.mutable_data_ptr<float>(), *scale = scale_.mutable_data_ptr<float>();
-    const float *variances = variance.const_data_ptr<float>(), *weight = weight_.const_data_ptr<float>();
-    for (int64_t c = 0; c < variance.numel(); ++c) {
-      const double deviation = std::sqrt(static_cast<double>(variances[c]) + epsilon);
-      to[c] = static_cast<float>(1 / deviation);
-      scale[c] = static_cast<float>(weight[c] / deviation);
-    }
-    args_.mean = mean.const_data_ptr<float>();
-    return inverse;
+  double* scratch() {
+    scratch_ = at::empty({cpu::level().norm_scratch_size(args_)}, at::kDouble);
+    return scratch_.mutable_data_ptr<double>();
   }
+  const float* inverse_deviation() const { return inverse_deviation_.const_data_ptr<float>(); }
 
  private:
-  at::Tensor weight_, scale_, scratch_;
+  at::Tensor scale_, inverse_deviation_, scratch_;
   cpu::Normalisation args_;
 };
 
@@ -127,30 +132,42 @@ class CpuKernels final : public TrainingKernels {
     cpu::level().weight_gradient(args);
   }
 
-  void norm(const TrainingNorm& norm, const at::Tensor& y, const at::Tensor& mean,
-            const at::Tensor& variance) const override {
-    Arguments arguments(norm);
+  void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
+                       const at::Tensor& variance) const override {
+    Arguments arguments(x, inner_slope);
     cpu::level().norm_statistics(*arguments, {.mean = mean.mutable_data_ptr<float>(),
                                               .variance = variance.mutable_data_ptr<float>(),
                                               .scratch = arguments.scratch()});
-    arguments.normalise_by(mean, variance, norm.epsilon);
-    cpu::level().norm_apply(*arguments, y.mutable_data_ptr<float>());
+  }
+
+  void norm(const TrainingNorm& norm, const at::Tensor& y) const override {
+    cpu::level().norm_apply(*Arguments(norm), y.mutable_data_ptr<float>());
   }
 
   bool reads_apart(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
 
-  void norm_gradient(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance,
-                     const at::Tensor& gradient, const at::Tensor& of_x, const at::Tensor& of_weight,
-                     const at::Tensor& of_bias) const override {
+  void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                 const at::Tensor& of_bias) const override {
     Arguments arguments(norm);
-    const at::Tensor inverse = arguments.normalise_by(mean, variance, norm.epsilon);
+    cpu::level().norm_sums(*arguments, {.gradient = gradient.const_data_ptr<float>(),
+                                        .gradient_stride = gradient.stride(0),
+                                        .inverse_deviation = arguments.inverse_deviation(),
+                                        .of_weight = of_weight.mutable_data_ptr<float>(),
+                                        .of_bias = of_bias.mutable_data_ptr<float>(),
+                                        .of_x = nullptr,
+                                        .scratch = arguments.scratch()});
+  }
+
+  void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                     const at::Tensor& of_bias, const at::Tensor& of_x) const override {
+    const Arguments arguments(norm);
     cpu::level().norm_gradient(*arguments, {.gradient = gradient.const_data_ptr<float>(),
                                             .gradient_stride = gradient.stride(0),
-                                            .inverse_deviation = inverse.const_data_ptr<float>(),
+                                            .inverse_deviation = arguments.inverse_deviation(),
                                             .of_weight = of_weight.mutable_data_ptr<float>(),
                                             .of_bias = of_bias.mutable_data_ptr<float>(),
                                             .of_x = of_x.mutable_data_ptr<float>(),
-                                            .scratch = arguments.scratch()});
+                                            .scratch = nullptr});
   }
 
  private:

@@ -96,14 +96,16 @@ class CudaKernels final : public TrainingKernels {
     }
   }
 
-  void norm(const TrainingNorm& norm, const at::Tensor& y, const at::Tensor& mean,
-            const at::Tensor& variance) const override {
-    const cuda::Queue queue = current_queue(norm.x.device());
-    const cuda::NormRun run = norm_run(norm, mean, variance);
-    const at::Tensor parts = bytes_like(norm.x, cuda::norm_parts_floats(run) * 4);
+  void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
+                       const at::Tensor& variance) const override {
+    const cuda::NormRun run = norm_run(x, inner_slope);
+    const at::Tensor parts = bytes_like(x, cuda::norm_parts_floats(run) * 4);
     cuda::norm_statistics(run, {mean.mutable_data_ptr<float>(), variance.mutable_data_ptr<float>(), floats_of(parts)},
-                          queue);
-    cuda::norm_apply(run, y.mutable_data_ptr(), queue);
+                          current_queue(x.device()));
+  }
+
+  void norm(const TrainingNorm& norm, const at::Tensor& y) const override {
+    cuda::norm_apply(norm_run(norm), y.mutable_data_ptr(), current_queue(norm.x.device()));
   }
 
   // Its pixels lie at one distance, which the kernels' loads of 16 bytes can bear.
@@ -114,14 +116,21 @@ class CudaKernels final : public TrainingKernels {
            reinterpret_cast<uintptr_t>(gradient.const_data_ptr()) % 16 == 0;
   }
 
-  void norm_gradient(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance,
-                     const at::Tensor& gradient, const at::Tensor& of_x, const at::Tensor& of_weight,
-                     const at::Tensor& of_bias) const override {
-    const cuda::NormRun run = norm_run(norm, mean, variance);
+  void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                 const at::Tensor& of_bias) const override {
+    const cuda::NormRun run = norm_run(norm);
     const at::Tensor parts = bytes_like(norm.x, cuda::norm_parts_floats(run) * 4);
-    cuda::norm_gradient(run,
+    cuda::norm_sums(run,
+                    {gradient.const_data_ptr(), gradient.stride(3), of_weight.mutable_data_ptr<float>(),
+                     of_bias.mutable_data_ptr<float>(), nullptr, floats_of(parts)},
+                    current_queue(norm.x.device()));
+  }
+
+  void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                     const at::Tensor& of_bias, const at::Tensor& of_x) const override {
+    cuda::norm_gradient(norm_run(norm),
                         {gradient.const_data_ptr(), gradient.stride(3), of_weight.mutable_data_ptr<float>(),
-                         of_bias.mutable_data_ptr<float>(), of_x.mutable_data_ptr(), floats_of(parts)},
+                         of_bias.mutable_data_ptr<float>(), of_x.mutable_data_ptr(), nullptr},
                         current_queue(norm.x.device()));
   }
 
@@ -196,21 +205,26 @@ class CudaKernels final : public TrainingKernels {
     cuda::convolution(run, facts, queue);
   }
 
-  static cuda::NormRun norm_run(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance) {
+  static cuda::NormRun norm_run(const at::Tensor& x, double inner_slope) {
     cuda::NormRun run{};
-    run.element = element_of(norm.x);
-    run.x = norm.x.const_data_ptr();
-    run.batch = norm.x.size(0);
-    run.pixels = norm.x.size(0) * norm.x.size(2) * norm.x.size(3);
-    run.channels = norm.x.size(4);
-    run.inner_slope = static_cast<float>(norm.inner_slope);
+    run.element = element_of(x);
+    run.x = x.const_data_ptr();
+    run.batch = x.size(0);
+    run.pixels = x.size(0) * x.size(2) * x.size(3);
+    run.channels = x.size(4);
+    run.inner_slope = static_cast<float>(inner_slope);
+    return run;
+  }
+
+  static cuda::NormRun norm_run(const TrainingNorm& norm) {
+    cuda::NormRun run = norm_run(norm.x, norm.inner_slope);
     run.slope = static_cast<float>(norm.slope);
     run.weight = norm.weight.const_data_ptr<float>();
     run.bias = norm.bias.const_data_ptr<float>();
-    run.mean = mean.const_data_ptr<float>();
-    run.variance = variance.const_data_ptr<float>();
+    run.mean = norm.mean.const_data_ptr<float>();
+    run.variance = norm.variance.const_data_ptr<float>();
     run.epsilon = static_cast<float>(norm.epsilon);
-    run.dropout = cpu::dropout_of(norm.seeds.defined() ? norm.seeds.const_data_ptr<int32_t>() : nullptr, norm.dropout);
+    run.dropout = dropout_of(norm);
     return run;
   }
 };

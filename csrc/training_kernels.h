@@ -18,14 +18,19 @@ struct Sources {
   std::vector<int64_t> channels;
 };
 
-// Batch norm by given statistics, and what is around it: see training_norm. Parameters are filled up to whole blocks.
+// Batch norm by given statistics, and what is around it: see training_norm. What channels have one of each is filled up
+// to whole blocks.
 struct TrainingNorm {
-  at::Tensor x, weight, bias;
+  at::Tensor x, mean, variance, weight, bias;
   int64_t channels;
   double epsilon, inner_slope, slope;
   at::Tensor seeds;  // int32, or undefined
   double dropout;
 };
+
+inline cpu::Dropout dropout_of(const TrainingNorm& norm) {
+  return cpu::dropout_of(norm.seeds.defined() ? norm.seeds.const_data_ptr<int32_t>() : nullptr, norm.dropout);
+}
 
 class TrainingKernels {
  public:
@@ -42,12 +47,14 @@ class TrainingKernels {
                       Alignment alignment, const at::Tensor& y) const = 0;
   virtual void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
                                const at::Tensor& gradient) const = 0;
-  virtual void norm(const TrainingNorm& norm, const at::Tensor& y, const at::Tensor& mean,
-                    const at::Tensor& variance) const = 0;
+  virtual void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
+                               const at::Tensor& variance) const = 0;
+  virtual void norm(const TrainingNorm& norm, const at::Tensor& y) const = 0;
   // The gradient's images, and on a GPU its pixels too, may be further apart than they are long.
-  virtual void norm_gradient(const TrainingNorm& norm, const at::Tensor& mean, const at::Tensor& variance,
-                             const at::Tensor& gradient, const at::Tensor& of_x, const at::Tensor& of_weight,
-                             const at::Tensor& of_bias) const = 0;
+  virtual void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                         const at::Tensor& of_bias) const = 0;
+  virtual void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                             const at::Tensor& of_bias, const at::Tensor& of_x) const = 0;
   virtual bool reads_apart(const at::Tensor& gradient) const = 0;  // whether they are so in this one
 };
 

@@ -82,14 +82,16 @@ class Checks {
     return missing ? at::constant_pad_nd(values, {0, missing}) : values.contiguous();
   }
 
-  TrainingNorm norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double epsilon,
-                    double inner_slope, double slope, const std::optional<at::Tensor>& seeds, double dropout) const {
+  TrainingNorm norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
+                    const at::Tensor& bias, double epsilon, double inner_slope, double slope,
+                    const std::optional<at::Tensor>& seeds, double dropout) const {
     const int64_t channels = weight.numel();
-    for (const auto& [name, value] : {std::pair{"inner_slope", inner_slope}, {"slope", slope}}) {
-      TORCH_CHECK_VALUE(0 <= value && value <= 1, name, ": got ", value, ", wants 0 to 1");
-    }
+    check_slope("inner_slope", inner_slope);
+    check_slope("slope", slope);
     TORCH_CHECK_VALUE(0 <= dropout && dropout < 1, "dropout: got ", dropout, ", wants 0 to below 1");
     TrainingNorm norm{map("x", x, channels),
+                      filled("mean", mean, channels),
+                      filled("variance", variance, channels),
                       filled("weight", weight, channels),
                       filled("bias", bias, channels),
                       channels,
@@ -114,6 +116,10 @@ class Checks {
     TORCH_CHECK_VALUE(gradient.sizes() == x.sizes(), "gradient: got shape ", gradient.sizes(), ", wants that of x, ",
                       x.sizes());
     return kernels_.reads_apart(gradient) ? gradient : gradient.contiguous();
+  }
+
+  static void check_slope(const char* name, double value) {
+    TORCH_CHECK_VALUE(0 <= value && value <= 1, name, ": got ", value, ", wants 0 to 1");
   }
 
  private:
@@ -209,33 +215,58 @@ at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optiona
   return gradient;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm(const at::Tensor& x, const at::Tensor& weight,
-                                                             const at::Tensor& bias, double epsilon, double inner_slope,
-                                                             double slope, const std::optional<at::Tensor>& seeds,
-                                                             double dropout) {
+std::tuple<at::Tensor, at::Tensor> training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope) {
   const Checks checks(x);
+  TORCH_CHECK_VALUE(channels > 0, "channels: got ", channels, ", wants at least one");
+  const at::Tensor map = checks.map("x", x, channels);
+  Checks::check_slope("inner_slope", inner_slope);
   const c10::DeviceGuard guard(x.device());
-  const TrainingNorm norm = checks.norm(x, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
-  const at::Tensor mean = at::empty_like(norm.weight), variance = at::empty_like(norm.weight);
-  const at::Tensor y = checks.kernels().empty_map(size_of(x), norm.channels, x.options());
-  checks.kernels().norm(norm, y, mean, variance);
-  return {y, unfilled(mean, norm.channels), unfilled(variance, norm.channels)};
+  const at::Tensor mean = at::empty({blocks_of(channels) * kBlock}, x.options().dtype(at::kFloat));
+  const at::Tensor variance = at::empty_like(mean);
+  checks.kernels().norm_statistics(map, inner_slope, mean, variance);
+  return {unfilled(mean, channels), unfilled(variance, channels)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm_gradient(
-    const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-    const at::Tensor& mean, const at::Tensor& variance, double epsilon, double inner_slope, double slope,
-    const std::optional<at::Tensor>& seeds, double dropout) {
+at::Tensor training_norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance,
+                         const at::Tensor& weight, const at::Tensor& bias, double epsilon, double inner_slope,
+                         double slope, const std::optional<at::Tensor>& seeds, double dropout) {
   const Checks checks(x);
   const c10::DeviceGuard guard(x.device());
-  const TrainingNorm norm = checks.norm(x, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
-  const at::Tensor means = checks.filled("mean", mean, norm.channels);
-  const at::Tensor variances = checks.filled("variance", variance, norm.channels);
+  const TrainingNorm norm = checks.norm(x, mean, variance, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
+  const at::Tensor y = checks.kernels().empty_map(size_of(x), norm.channels, x.options());
+  checks.kernels().norm(norm, y);
+  return y;
+}
+
+std::tuple<at::Tensor, at::Tensor> training_norm_sums(const at::Tensor& gradient, const at::Tensor& x,
+                                                      const at::Tensor& mean, const at::Tensor& variance,
+                                                      const at::Tensor& weight, const at::Tensor& bias, double epsilon,
+                                                      double inner_slope, double slope,
+                                                      const std::optional<at::Tensor>& seeds, double dropout) {
+  const Checks checks(x);
+  const c10::DeviceGuard guard(x.device());
+  const TrainingNorm norm = checks.norm(x, mean, variance, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
   const at::Tensor given = checks.gradient(gradient, x);
-  const at::Tensor of_x = checks.kernels().empty_map(size_of(x), norm.channels, x.options());
   const at::Tensor of_weight = at::empty_like(norm.weight), of_bias = at::empty_like(norm.weight);
-  checks.kernels().norm_gradient(norm, means, variances, given, of_x, of_weight, of_bias);
-  return {of_x, unfilled(of_weight, norm.channels), unfilled(of_bias, norm.channels)};
+  checks.kernels().norm_sums(norm, given, of_weight, of_bias);
+  return {unfilled(of_weight, norm.channels), unfilled(of_bias, norm.channels)};
+}
+
+at::Tensor training_norm_gradient(const at::Tensor& gradient, const at::Tensor& sums, const at::Tensor& x,
+                                  const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
+                                  const at::Tensor& bias, double epsilon, double inner_slope, double slope,
+                                  const std::optional<at::Tensor>& seeds, double dropout) {
+  const Checks checks(x);
+  const c10::DeviceGuard guard(x.device());
+  const TrainingNorm norm = checks.norm(x, mean, variance, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
+  const at::Tensor given = checks.gradient(gradient, x);
+  TORCH_CHECK_VALUE(sums.dim() == 2 && sums.size(0) == 2, "sums: got shape ", sums.sizes(), ", wants [2, ",
+                    norm.channels, "], of weight and of bias");
+  const at::Tensor of_weight = checks.filled("sums", sums[0], norm.channels);
+  const at::Tensor of_bias = checks.filled("sums", sums[1], norm.channels);
+  const at::Tensor of_x = checks.kernels().empty_map(size_of(x), norm.channels, x.options());
+  checks.kernels().norm_gradient(norm, given, of_weight, of_bias, of_x);
+  return of_x;
 }
 
 }  // namespace pyunetsep

@@ -30,18 +30,28 @@ at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>&
 at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optional<at::Tensor>& skip,
                                     const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment);
 
-// Batch norm by the batch's own statistics between two activations, then dropout: y, and mean and variance [channels]
-// of p = max(x, inner_slope x), y = max(z, slope z), z = weight (p - mean) / sqrt(variance + epsilon) + bias. `seeds`
-// [batch], int32, are the examples'; without them nothing is dropped.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm(const at::Tensor& x, const at::Tensor& weight,
-                                                             const at::Tensor& bias, double epsilon, double inner_slope,
-                                                             double slope, const std::optional<at::Tensor>& seeds,
-                                                             double dropout);
+// Mean and variance [channels], of all values and not of a sample, of p = max(x, inner_slope x) in each channel of a
+// map of so many.
+std::tuple<at::Tensor, at::Tensor> training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope);
 
-// Of y's gradient, and what training_norm took and gave: the gradients of x, weight and bias.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> training_norm_gradient(
-    const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-    const at::Tensor& mean, const at::Tensor& variance, double epsilon, double inner_slope, double slope,
-    const std::optional<at::Tensor>& seeds, double dropout);
+// Batch norm between two activations, then dropout: y = max(z, slope z), z = weight (p - mean) / sqrt(variance +
+// epsilon) + bias, with p as above. `seeds` [batch], int32, are the examples'; without them nothing is dropped.
+at::Tensor training_norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance,
+                         const at::Tensor& weight, const at::Tensor& bias, double epsilon, double inner_slope,
+                         double slope, const std::optional<at::Tensor>& seeds, double dropout);
+
+// Of y's gradient, and what training_norm took: the gradients of weight and bias.
+std::tuple<at::Tensor, at::Tensor> training_norm_sums(const at::Tensor& gradient, const at::Tensor& x,
+                                                      const at::Tensor& mean, const at::Tensor& variance,
+                                                      const at::Tensor& weight, const at::Tensor& bias, double epsilon,
+                                                      double inner_slope, double slope,
+                                                      const std::optional<at::Tensor>& seeds, double dropout);
+
+// Of these too, `sums` [2, channels]: the gradient of x, where mean and variance are its own. Where they are those of
+// more values, the sums are theirs as well, times the share of the values that x has.
+at::Tensor training_norm_gradient(const at::Tensor& gradient, const at::Tensor& sums, const at::Tensor& x,
+                                  const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
+                                  const at::Tensor& bias, double epsilon, double inner_slope, double slope,
+                                  const std::optional<at::Tensor>& seeds, double dropout);
 
 }  // namespace pyunetsep

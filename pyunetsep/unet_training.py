@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from .unet import DecoderBlock, UNet
 
 
+class TogetherNorm(nn.BatchNorm2d, training.Together):
+    """A norm whose statistics, in training, are those of several batches."""
+
+
 def serves(network: UNet, magnitude: Tensor) -> bool:
     """Whether the kernels can train this network on these magnitudes: in float32, on a GPU also under autocast, all of
     it as it was made.
 
-    Not what others put into it, a dropout of theirs or hooks; and not a frozen block, or one whose statistics are those
-    of all processes.
+    Not what others put into it, a dropout of theirs or hooks; and not a frozen block.
     """
     return (
         not torch.compiler.is_compiling()
@@ -49,10 +52,10 @@ def _element(device: torch.device) -> torch.dtype | None:
 
 
 def _as_made(module: nn.Module) -> bool:
-    if isinstance(module, nn.BatchNorm2d) and not (
-        type(module) is nn.BatchNorm2d and module.training and module.momentum is not None
-    ):
-        return False
+    if isinstance(module, nn.BatchNorm2d):
+        ours = type(module) is nn.BatchNorm2d or isinstance(module, TogetherNorm)
+        if not (ours and module.training and module.momentum is not None):
+            return False
     return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
@@ -105,10 +108,12 @@ def _normalised(
     seeds: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    values = x.shape[0] * x.shape[2] * x.shape[3]
-    if values == 1:
+    together = norm if isinstance(norm, TogetherNorm) else None
+    if together is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"batch norm in training needs more than one value a channel, got a map of {list(x.shape)}")
-    y, mean, variance = training.norm(x, norm.weight, norm.bias, norm.eps, inner_slope, slope, seeds, dropout)
+    y, mean, variance, values = training.norm(
+        x, norm.weight, norm.bias, norm.eps, inner_slope, slope, seeds, dropout, together
+    )
     assert norm.momentum is not None
     with torch.no_grad():
         for running, new in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
@@ -116,5 +121,4 @@ def _normalised(
                 running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum)
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-    result: Tensor = y
-    return result
+    return y

@@ -134,15 +134,20 @@ def test_small_integers_are_exact(level):
 def test_sums_do_not_depend_on_the_threads(number):
     x, gradient = (training.to_blocks(torch.randn(5, 32, size, size)) for size in (32, 16))
     planes, numbers = torch.randn(5, 2, 32, 32), (1e-5, 1.0, 0.2, None, 0.0)
-    parameters = (torch.ones(32), torch.zeros(32))
+    inputs = [tensor.requires_grad_() for tensor in (x.clone(), torch.ones(32), torch.zeros(32))]
+    fine, coarse = (training.to_blocks(torch.randn(3, *shape)) for shape in ((256, 8, 6), (272, 4, 3)))
+    weight = torch.randn(272, 256, 5, 5)  # so large that tasks pack their weights, and transform their sums
 
     def results() -> list[Tensor]:
-        y, mean, variance = training.norm(x, *parameters, *numbers)
+        y, mean, variance, _ = training.norm(*inputs, *numbers)
         return [
             training.weight_gradient(gradient, None, x, [0, 32, 32], "pytorch"),
             training.weight_gradient(gradient, None, planes, [0, 32, 2], "pytorch"),
             *(y, mean, variance),
-            *training.norm_gradient(y, x, *parameters, mean, variance, *numbers),
+            *torch.autograd.grad(y, inputs, y.detach()),
+            training.conv(fine, weight, None, "pytorch"),
+            training.upconv(coarse, None, 0, weight, None, False, "pytorch"),
+            training.weight_gradient(coarse, None, fine, [0, 272, 256], "pytorch"),
         ]
 
     with threads(2):
@@ -197,15 +202,15 @@ def test_norm(shape, dropout, level):
     seeds = None if dropout is None else torch.tensor([5, -(2**31)], dtype=torch.int32)
     rest = (1e-5, *slopes, seeds, dropout or 0.0)
     gradient = off_the_kink(gradient, x, weight, bias, *rest[:2])
-    y, mean, variance = training.norm(training.to_blocks(x), weight, bias, *rest)
+    inputs = [tensor.requires_grad_() for tensor in (training.to_blocks(x), weight.clone(), bias.clone())]
+    y, mean, variance, values = training.norm(*inputs, *rest)
+    assert values == 2 * bins * frames
     judge(training.from_blocks(y, channels), reference_norm, x, weight, bias, *rest)
     inner = F.leaky_relu(x.double(), slopes[0])
     assert torch.allclose(mean.double(), inner.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
     assert torch.allclose(variance.double(), inner.var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
 
-    made = training.norm_gradient(
-        training.to_blocks(gradient), training.to_blocks(x), weight, bias, mean, variance, *rest
-    )
+    made = torch.autograd.grad(y, inputs, training.to_blocks(gradient))
     for i, result in enumerate((training.from_blocks(made[0], channels), *made[1:])):
 
         def of(x, weight, bias, gradient, i=i):
@@ -261,8 +266,13 @@ def test_opcheck(alignment):
     up_weight = torch.randn(10, 7, 5, 5, requires_grad=True)
     for to_planes in (False, True):
         torch.library.opcheck(training.upconv, (*blocks, 5, up_weight, bias, to_planes, alignment))
-    norm_arguments = (blocks[0], torch.ones(5, requires_grad=True), torch.zeros(5, requires_grad=True), 1e-3, 1.0, 0.2)
-    torch.library.opcheck(training.norm, (*norm_arguments, torch.tensor([1, 2], dtype=torch.int32), 0.5))
+    x = blocks[0].detach()
+    torch.library.opcheck(training.norm_statistics, (x, 5, 0.2))
+    numbers = (1e-3, 1.0, 0.2, torch.tensor([1, 2], dtype=torch.int32), 0.5)
+    arguments = (x, torch.zeros(5), torch.ones(5), torch.ones(5), torch.zeros(5), *numbers)
+    torch.library.opcheck(training.norm_apply, arguments)
+    torch.library.opcheck(training.norm_sums, (x, *arguments))
+    torch.library.opcheck(training.norm_gradient, (x, torch.zeros(2, 5), *arguments))
     fine = training.to_blocks(torch.randn(2, 5, 8, 12))
     torch.library.opcheck(training.weight_gradient, (blocks[0].detach(), None, fine, [0, 5, 5], alignment))
 
@@ -434,6 +444,8 @@ def test_what_does_not_fit_is_an_error(call, problem):
         ({"inner_slope": 2.0}, ValueError, "inner_slope: got 2"),
         ({"slope": -1.0}, ValueError, "slope: got -1"),
         ({"dropout": 1.0}, ValueError, "dropout: got 1"),
+        ({"mean": torch.ones(3)}, ValueError, "mean: got shape"),
+        ({"variance": torch.ones(3)}, ValueError, "variance: got shape"),
         ({"seeds": torch.ones(2)}, TypeError, "seeds: got dtype Float"),
         ({"seeds": torch.ones(3, dtype=torch.int32)}, ValueError, "seeds: got shape"),
         ({"x": torch.rand(2, 1, 2, 2, 16).double()}, TypeError, "x: got dtype Double"),
@@ -442,6 +454,8 @@ def test_what_does_not_fit_is_an_error(call, problem):
 def test_what_does_not_fit_a_norm_is_an_error(changes, error, problem):
     arguments = {
         "x": torch.rand(2, 1, 2, 2, 16),
+        "mean": torch.zeros(16),
+        "variance": torch.ones(16),
         "weight": torch.ones(16),
         "bias": torch.ones(16),
         "epsilon": 1e-5,
@@ -451,18 +465,68 @@ def test_what_does_not_fit_a_norm_is_an_error(changes, error, problem):
         "dropout": 0.5,
     }
     with pytest.raises(error, match=problem):
-        training.norm(*(arguments | changes).values())
+        training.norm_apply(*(arguments | changes).values())
 
 
 @pytest.mark.parametrize(
-    ("which", "problem"), [(0, "gradient: got shape"), (4, "mean: got shape"), (5, "variance: got")]
+    ("which", "problem"), [(0, "gradient: got shape"), (1, "sums: got shape"), (3, "mean: got shape"), (4, "variance:")]
 )
 def test_what_does_not_fit_the_gradient_of_a_norm_is_an_error(which, problem):
     x, ones = torch.rand(2, 1, 2, 2, 16), torch.ones(16)
-    tensors = [x, x, ones, ones, ones, ones]
+    tensors = [x, torch.ones(2, 16), x, ones, ones, ones, ones]
     tensors[which] = tensors[which][:1]
     with pytest.raises(ValueError, match=problem):
         training.norm_gradient(*tensors, 1e-5, 1.0, 0.0, None, 0.0)
+    if which != 1:
+        with pytest.raises(ValueError, match=problem):
+            training.norm_sums(tensors[0], *tensors[2:], 1e-5, 1.0, 0.0, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("x", "channels", "slope", "problem"),
+    [
+        (torch.rand(2, 1, 2, 2, 16), 17, 1.0, "x: got shape"),
+        (torch.rand(2, 1, 2, 2, 16), 0, 1.0, "channels: got 0"),
+        (torch.rand(2, 1, 2, 2, 16), 16, 1.5, "inner_slope: got 1.5"),
+    ],
+)
+def test_what_does_not_fit_statistics_is_an_error(x, channels, slope, problem):
+    with pytest.raises(ValueError, match=problem):
+        training.norm_statistics(x, channels, slope)
+
+
+class Halves:
+    """Two batches, one behind the other, as two processes would have them."""
+
+    def __init__(self, mean, variance, sums):
+        self.statistics, self.sums = (mean, variance), sums
+
+    def joined(self, mean, variance, values):
+        return *self.statistics, torch.tensor(2.0 * values)
+
+    def added(self, sums):
+        return self.sums
+
+
+def test_norms_together_are_one_of_all():
+    """What halves of a batch make of the statistics and sums of all is what the whole batch makes."""
+    x, gradient = (
+        training.to_blocks(torch.randn(4, 5, 6, 7)).requires_grad_(),
+        training.to_blocks(torch.randn(4, 5, 6, 7)),
+    )
+    weight, bias, numbers = torch.rand(5).requires_grad_(), torch.rand(5).requires_grad_(), (1e-3, 1.0, 0.2, None, 0.0)
+    y, mean, variance, _ = training.norm(x, weight, bias, *numbers)
+    of_all = torch.autograd.grad(y, (x, weight, bias), gradient)
+    halves = []
+    for part in (slice(0, 2), slice(2, 4)):
+        half = x.detach()[part].requires_grad_()
+        together = Halves(mean, variance, torch.stack(of_all[1:]))
+        y_half, *_ = training.norm(half, weight, bias, *numbers, together)
+        assert torch.equal(y_half, y[part])
+        halves.append(torch.autograd.grad(y_half, (half, weight, bias), gradient[part]))
+    torch.testing.assert_close(torch.cat([half[0] for half in halves]), of_all[0])
+    for i in (1, 2):
+        torch.testing.assert_close(halves[0][i] + halves[1][i], of_all[i])
 
 
 def test_every_pair_of_alignment_and_depth_fits_the_phases():

@@ -35,6 +35,7 @@ struct Level {
   int64_t (*norm_scratch_size)(const Normalisation&);  // in doubles
   void (*norm_statistics)(const Normalisation&, const NormStatistics&);
   void (*norm_apply)(const Normalisation&, float* y);
+  void (*norm_sums)(const Normalisation&, const NormGradient&);
   void (*norm_gradient)(const Normalisation&, const NormGradient&);
 };
 

@@ -162,7 +162,7 @@ void apply(const Normalisation& a, float* y) {
 }
 
 template <bool Drops>
-void differentiate(const Normalisation& a, const NormGradient& to) {
+void sum_gradients(const Normalisation& a, const NormGradient& to) {
   for_each_stretch<2>(a, to.scratch, [&](const Stretch& stretch, int part, Vec* sums) {
     const Backward<Drops> backward(a, to, stretch, part);
     Vec of_bias[kAtOnce] = {}, of_weight[kAtOnce] = {};
@@ -183,17 +183,20 @@ void differentiate(const Normalisation& a, const NormGradient& to) {
     bias[channel] += sums[0];
     weight[channel] += sums[kBlock];
   });
-  const double pixels = static_cast<double>(a.batch) * static_cast<double>(a.pixels);
   for (int64_t channel = 0; channel < channels; ++channel) {
     to.of_bias[channel] = static_cast<float>(bias[channel]);
     to.of_weight[channel] = static_cast<float>(weight[channel]);
   }
+}
+
+template <bool Drops>
+void differentiate(const Normalisation& a, const NormGradient& to) {
+  const float share = static_cast<float>(1 / (static_cast<double>(a.batch) * static_cast<double>(a.pixels)));
   const Stretches stretches(a);
   parallel_tasks(stretches.count, a.threads, [&](int64_t task, int64_t) {
     const Stretch stretch = stretches[task];
     for (int part = 0; part < kParts; ++part) {
       const Backward<Drops> backward(a, to, stretch, part);
-      const float share = static_cast<float>(1 / pixels);
       const Vec mean = share * load(to.of_bias + backward.channel());
       const Vec mean_by_normal = share * load(to.of_weight + backward.channel());
       float* of_x = to.of_x + stretch.at + part * kLanes;
@@ -250,6 +253,10 @@ void norm_statistics(const Normalisation& a, const NormStatistics& to) {
 
 void norm_apply(const Normalisation& args, float* y) {
   args.dropout.seeds ? apply<true>(args, y) : apply<false>(args, y);
+}
+
+void norm_sums(const Normalisation& args, const NormGradient& to) {
+  args.dropout.seeds ? sum_gradients<true>(args, to) : sum_gradients<false>(args, to);
 }
 
 void norm_gradient(const Normalisation& args, const NormGradient& to) {

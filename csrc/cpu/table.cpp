@@ -32,6 +32,7 @@ void plane_weight_gradient(const PlaneWeightGradient& args);
 int64_t norm_scratch_size(const Normalisation& args);
 void norm_statistics(const Normalisation& args, const NormStatistics& to);
 void norm_apply(const Normalisation& args, float* y);
+void norm_sums(const Normalisation& args, const NormGradient& to);
 void norm_gradient(const Normalisation& args, const NormGradient& to);
 
 extern const Level kLevel;
@@ -63,6 +64,7 @@ const Level kLevel{
     .norm_scratch_size = &norm_scratch_size,
     .norm_statistics = &norm_statistics,
     .norm_apply = &norm_apply,
+    .norm_sums = &norm_sums,
     .norm_gradient = &norm_gradient,
 };
 

@@ -314,12 +314,17 @@ void norm_apply(const NormRun& run, void* y, Queue queue) {
   });
 }
 
-void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue) {
+void norm_sums(const NormRun& run, const NormGradientRun& to, Queue queue) {
   const dim3 grid = grid_of(run, kMaxBlocks);
   with_element(run.element, [&]<typename T>(std::type_identity<T>) {
     constexpr int kBytes = 2 * kCount<T> * kNormThreads * static_cast<int>(sizeof(float));
     CUDA_LAUNCH((gradient_sums_kernel<T>), grid, kNormThreads, kBytes, queue, run, to);
-    CUDA_LAUNCH(join_gradients_kernel, blocks_for(run.channels, 32, 1024), 32, 0, queue, run, to, int64_t{grid.x});
+  });
+  CUDA_LAUNCH(join_gradients_kernel, blocks_for(run.channels, 32, 1024), 32, 0, queue, run, to, int64_t{grid.x});
+}
+
+void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue) {
+  with_element(run.element, [&]<typename T>(std::type_identity<T>) {
     CUDA_LAUNCH((gradient_kernel<T>), grid_of(run, 1 << 16), kNormThreads, 0, queue, run, to);
   });
 }

@@ -42,6 +42,7 @@ void plane_weight_gradient(const WeightGradientRun&, const DeviceFacts&, Queue) 
 int64_t norm_parts_floats(const NormRun&) { unavailable(); }
 void norm_statistics(const NormRun&, const NormStatisticsRun&, Queue) { unavailable(); }
 void norm_apply(const NormRun&, void*, Queue) { unavailable(); }
+void norm_sums(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }
 void norm_gradient(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }
 
 }  // namespace pyunetsep::cuda

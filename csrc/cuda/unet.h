@@ -156,13 +156,14 @@ struct NormGradientRun {
   float* of_weight;         // [channels]
   float* of_bias;
   void* of_x;    // as x
-  float* parts;  // norm_parts_floats
+  float* parts;  // norm_parts_floats, of norm_sums
 };
 
 int64_t norm_parts_floats(const NormRun& run);
 void norm_statistics(const NormRun& run, const NormStatisticsRun& to, Queue queue);
 void norm_apply(const NormRun& run, void* y, Queue queue);
-void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue);
+void norm_sums(const NormRun& run, const NormGradientRun& to, Queue queue);      // of_weight and of_bias
+void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue);  // of_x, of these
 
 DeviceFacts device_facts(int device);
 

@@ -11,7 +11,7 @@ asked for, float32, float16 or bfloat16, with sums in float32.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ ONE_BLOCK = {"cuda"}  # devices whose maps have one
 conv = torch.ops.pyunetsep.training_conv.default
 upconv = torch.ops.pyunetsep.training_upconv.default
 weight_gradient = torch.ops.pyunetsep.training_weight_gradient.default
-norm = torch.ops.pyunetsep.training_norm.default
+norm_statistics = torch.ops.pyunetsep.training_norm_statistics.default
+norm_apply = torch.ops.pyunetsep.training_norm.default
+norm_sums = torch.ops.pyunetsep.training_norm_sums.default
 norm_gradient = torch.ops.pyunetsep.training_norm_gradient.default
 
 
@@ -80,35 +82,24 @@ def _(coarse: Tensor, skip: Tensor | None, fine: Tensor, channels: list[int], al
     return coarse.new_empty((channels[0] + channels[1], channels[2], 5, 5), dtype=torch.float32)
 
 
+@torch.library.register_fake("pyunetsep::training_norm_statistics")
+def _(x: Tensor, channels: int, inner_slope: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
+
+
 @torch.library.register_fake("pyunetsep::training_norm")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    epsilon: float,
-    inner_slope: float,
-    slope: float,
-    seeds: Tensor | None,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+def _(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("pyunetsep::training_norm_sums")
+def _(gradient: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
 
 
 @torch.library.register_fake("pyunetsep::training_norm_gradient")
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    epsilon: float,
-    inner_slope: float,
-    slope: float,
-    seeds: Tensor | None,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+def _(gradient: Tensor, sums: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 # ---- gradients
@@ -179,20 +170,73 @@ def _upconv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("pyunetsep::training_upconv", _upconv_backward, setup_context=_upconv_setup)
 
 
-def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, *ctx.numbers, seeds, ctx.dropout = inputs
-    _, mean, variance = output
-    ctx.save_for_backward(x, weight, bias, mean, variance, seeds)
-    ctx.mark_non_differentiable(mean, variance)
+class Together(Protocol):
+    """Whose statistics a norm shares."""
+
+    def joined(self, mean: Tensor, variance: Tensor, values: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance of all values, and how many there are, of those of `values` values here."""
+
+    def added(self, sums: Tensor) -> Tensor:
+        """The sum of all."""
 
 
-def _norm_backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, seeds = ctx.saved_tensors
-    of_x, of_weight, of_bias = norm_gradient(gradient, *tensors, *ctx.numbers, seeds, ctx.dropout)
-    return of_x, of_weight, of_bias, None, None, None, None, None
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    inner_slope: float,
+    slope: float,
+    seeds: Tensor | None,
+    dropout: float,
+    together: Together | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
+    """Batch norm by the batch's own statistics between two activations, then dropout.
+
+    y = max(z, slope z), z = weight (p - mean) / sqrt(variance + epsilon) + bias, p = max(x, inner_slope x), where mean
+    and variance are those of p in each channel, of all maps that are `together`.
+
+    Returns:
+        y, a map as x; mean and variance [channels]; and of how many values of a channel they are.
+    """
+    result: tuple[Tensor, Tensor, Tensor, Tensor | int] = _Norm.apply(
+        x, weight, bias, (epsilon, inner_slope, slope), seeds, dropout, together
+    )
+    return result
 
 
-torch.library.register_autograd("pyunetsep::training_norm", _norm_backward, setup_context=_norm_setup)
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        numbers: tuple[float, float, float],
+        seeds: Tensor | None,
+        dropout: float,
+        together: Together | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
+        own = x.shape[0] * x.shape[2] * x.shape[3]
+        values: Tensor | int = own
+        mean, variance = norm_statistics(x, weight.shape[0], numbers[1])
+        if together is not None:
+            mean, variance, values = together.joined(mean, variance, own)
+            ctx.share = own / values
+        ctx.save_for_backward(x, mean, variance, weight, bias, seeds)
+        ctx.numbers, ctx.dropout, ctx.together = numbers, dropout, together
+        ctx.mark_non_differentiable(mean, variance)
+        return norm_apply(x, mean, variance, weight, bias, *numbers, seeds, dropout), mean, variance, values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        *tensors, seeds = ctx.saved_tensors
+        # the parameters' gradients are those of the maps here, and added up as all others are
+        sums = torch.stack(norm_sums(gradient, *tensors, *ctx.numbers, seeds, ctx.dropout))
+        of_all = sums if ctx.together is None else ctx.together.added(sums) * ctx.share
+        of_x = norm_gradient(gradient, of_all, *tensors, *ctx.numbers, seeds, ctx.dropout)
+        return of_x, sums[0], sums[1], None, None, None, None
 
 
 def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -201,5 +245,5 @@ def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-for _op in ("training_weight_gradient", "training_norm_gradient"):
-    torch.library.register_autograd(f"pyunetsep::{_op}", _no_second_gradient)
+for _op in ("weight_gradient", "norm_statistics", "norm", "norm_sums", "norm_gradient"):
+    torch.library.register_autograd(f"pyunetsep::training_{_op}", _no_second_gradient)

@@ -62,7 +62,7 @@ class Trainer:
         check_options(config, device, group)
         self.config, self.examples, self.device, self.group = config, examples, device, group
         self.networks = dict(random_networks(config) if networks is None else networks)
-        self.layout = _layout(config, device, group)
+        self.layout = _layout(config, device)
         self.layers: dict[str, list[SeededDropout]] = {}
         self.averages: dict[str, UNet] = {}
         self.trained: dict[str, nn.Module] = {}  # what is called: the network, perhaps compiled and distributed
@@ -218,10 +218,7 @@ class Trainer:
     def _wrapped(self, network: UNet) -> nn.Module:
         wrapped: nn.Module = network
         if self.group.size > 1:
-            if self.device.type == "cuda":
-                wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-            else:
-                synchronise_norms(network)
+            synchronise_norms(network)
             devices = [self.device] if self.device.type == "cuda" else None
             wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=devices, broadcast_buffers=False)
         return torch.compile(wrapped) if self.config.compile else wrapped  # type: ignore[return-value]
@@ -241,9 +238,9 @@ class Trainer:
             torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], share)
 
 
-def _layout(config: TrainingConfig, device: torch.device, group: Group) -> torch.memory_format:
+def _layout(config: TrainingConfig, device: torch.device) -> torch.memory_format:
     """How weights lie in memory: as the kernels read them, or as PyTorch's convolutions are fastest."""
-    plain = not config.compile and not config.freeze_all_but and group.size == 1
+    plain = not config.compile and not config.freeze_all_but
     computes = config.precision == "float32" or device.type == "cuda"
     in_kernels = plain and computes and unet_training.suits(config.model.unet) and kernels_enabled()
     return torch.contiguous_format if in_kernels else torch.channels_last

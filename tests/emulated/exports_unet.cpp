@@ -324,7 +324,9 @@ const char* norm(const void* x, const float* weight, const float* bias, const vo
     run.mean = mean;
     run.variance = variance;
     norm_apply(run, y, kQueue);
-    norm_gradient(run, {gradient, gradient_stride, of_weight, of_bias, of_x, others.data()}, kQueue);
+    const NormGradientRun to{gradient, gradient_stride, of_weight, of_bias, of_x, others.data()};
+    norm_sums(run, to, kQueue);
+    norm_gradient(run, to, kQueue);
     parts.check();
     others.check();
   });

@@ -19,14 +19,16 @@ from tests.test_training_ops import (  # noqa: F401  tests that run here once mo
     down,
     scaled,
     test_gradients_of_whatever_wants_one,
+    test_norms_together_are_one_of_all,
     test_opcheck,
     test_what_does_not_fit_a_norm_is_an_error,
     test_what_does_not_fit_is_an_error,
+    test_what_does_not_fit_statistics_is_an_error,
     test_what_does_not_fit_the_gradient_of_a_norm_is_an_error,
     up,
 )
 
-OPS = ("training_conv", "training_upconv", "training_weight_gradient", "training_norm", "training_norm_gradient")
+OPS = ("conv", "upconv", "weight_gradient", "norm_statistics", "norm", "norm_sums", "norm_gradient")
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -42,10 +44,10 @@ def routed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # that they override others
         for name in OPS:
-            function = getattr(torch.ops.pyunetsep_emulated, name)
-            if name == "training_conv":  # whose schema has a keyword
+            function = getattr(torch.ops.pyunetsep_emulated, f"training_{name}")
+            if name == "conv":  # whose schema has a keyword
                 function = with_element(function)
-            library.impl(name, function, "CPU", allow_override=True)
+            library.impl(f"training_{name}", function, "CPU", allow_override=True)
     try:
         yield
     finally:
