@@ -50,7 +50,7 @@ def main() -> None:
         for kind, kernels in KINDS.items():
             if args.only and f"{kind}:{seed}" not in args.only:
                 continue
-            run = made(kind, seed, kernels, args)
+            run = run_of(kind, seed, kernels, args)
             runs[kind].append(run)
             print(f"{kind:14s} seed {seed}: {run['nsdr_db']:.2f} dB, {run['elapsed_s']:.0f} s", flush=True)
     if args.only:
@@ -64,17 +64,20 @@ def main() -> None:
     print(save("training_agreement", {**results, "means_db": means, "spreads_db": spreads, "apart_db": apart}))
 
 
-def made(kind: str, seed: int, kernels: bool, args: argparse.Namespace) -> dict[str, Any]:
+def run_of(kind: str, seed: int, kernels: bool, args: argparse.Namespace) -> dict[str, Any]:
     folder = FOLDER / f"{kind.replace(' ', '-')}-{seed}"
     done = folder / "result.json"
-    if not done.exists():
-        data = {"data": args.data, "validation": args.validation, "test": args.held_out, "seed": seed}
-        schedule = {"steps": args.steps, "validate_every": args.steps, "save_every": max(1, args.steps // 4)}
-        with use_kernels(kernels):
-            result = train(merged({**CONFIG, **data, **schedule}), folder, device="cpu", resume=True)
-        done.write_text(json.dumps({"seed": seed, "nsdr_db": result.best_score_db, "elapsed_s": result.elapsed_s}))
-    run: dict[str, Any] = json.loads(done.read_text())
-    return run
+    data = {"data": args.data, "validation": args.validation, "test": args.held_out, "seed": seed}
+    schedule = {"steps": args.steps, "validate_every": args.steps, "save_every": max(1, args.steps // 4)}
+    config = merged({**CONFIG, **data, **schedule})
+    wanted = json.loads(json.dumps(to_dict(config)))
+    if not done.exists() or json.loads(done.read_text())["config"] != wanted:
+        with use_kernels(kernels):  # which refuses to go on with another configuration
+            result = train(config, folder, device="cpu", resume=True)
+        run = {"seed": seed, "nsdr_db": result.best_score_db, "elapsed_s": result.elapsed_s}
+        done.write_text(json.dumps({"run": run, "config": wanted}))
+    made: dict[str, Any] = json.loads(done.read_text())["run"]
+    return made
 
 
 if __name__ == "__main__":

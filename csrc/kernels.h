@@ -147,7 +147,7 @@ struct ConvolutionRun {
   Reading reading;                  // of source[0], in a convolution that does not upsample
   Activation activation;            // to [batch, blocks, rows, columns, kBlock]
   int64_t tiles_a_task;             // at most; all where tasks pack late
-  float* scratch;                   // [threads, scratch_stride]; convolution_scratch_size
+  float* scratch;                   // [threads, scratch_stride]; convolution_scratch_size; shared where tasks pack late
   int64_t scratch_stride, threads;
 };
 

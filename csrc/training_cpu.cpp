@@ -144,7 +144,7 @@ class CpuKernels final : public TrainingKernels {
     cpu::level().norm_apply(*Arguments(norm), y.mutable_data_ptr<float>());
   }
 
-  bool reads_apart(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
+  bool reads_in_place(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
 
   void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
                  const at::Tensor& of_bias) const override {

@@ -109,7 +109,7 @@ class CudaKernels final : public TrainingKernels {
   }
 
   // Its pixels lie at one distance, which the kernels' loads of 16 bytes can bear.
-  bool reads_apart(const at::Tensor& gradient) const override {
+  bool reads_in_place(const at::Tensor& gradient) const override {
     const int64_t pixel = gradient.stride(3);
     return gradient.stride(4) == 1 && gradient.stride(2) == gradient.size(3) * pixel &&
            gradient.stride(0) == gradient.size(2) * gradient.stride(2) && pixel * gradient.element_size() % 16 == 0 &&

@@ -1,5 +1,5 @@
-// What the training ops want of a device. The tensors have been checked: contiguous, all on one device, of shapes that
-// fit together, parameters of float32.
+// What the training ops want of a device. The tensors have been checked: contiguous (but for gradients), at multiples
+// of 16 bytes, all on one device, of shapes that fit together, parameters of float32.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -55,7 +55,7 @@ class TrainingKernels {
                          const at::Tensor& of_bias) const = 0;
   virtual void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
                              const at::Tensor& of_bias, const at::Tensor& of_x) const = 0;
-  virtual bool reads_apart(const at::Tensor& gradient) const = 0;  // whether they are so in this one
+  virtual bool reads_in_place(const at::Tensor& gradient) const = 0;  // or it must be made contiguous
 };
 
 const TrainingKernels& training_kernels_of_cpu();

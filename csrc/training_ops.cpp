@@ -16,6 +16,12 @@ namespace {
 
 using cpu::kBlock;
 
+// Contiguous, and where the kernels can load 16 bytes at once: a part of another tensor may lie anywhere.
+at::Tensor placed(const at::Tensor& tensor) {
+  const at::Tensor contiguous = tensor.contiguous();
+  return reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0 ? contiguous : contiguous.clone();
+}
+
 // Checks what the ops are given, all of it on one device.
 class Checks {
  public:
@@ -29,7 +35,7 @@ class Checks {
     TORCH_CHECK_TYPE(kernels_.computes(map.scalar_type()), name, ": got dtype ", map.scalar_type(), ", wants float32",
                      kernels_.computes(at::kHalf) ? ", float16 or bfloat16" : "");
     check_map_shape(name, map, channels);
-    return map.contiguous();
+    return placed(map);
   }
 
   at::Tensor planes(const char* name, const at::Tensor& planes, int64_t channels) const {
@@ -79,7 +85,7 @@ class Checks {
   at::Tensor filled(const char* name, const at::Tensor& values, int64_t channels) const {
     parameter(name, values, channels);
     const int64_t missing = blocks_of(channels) * kBlock - channels;
-    return missing ? at::constant_pad_nd(values, {0, missing}) : values.contiguous();
+    return missing ? at::constant_pad_nd(values, {0, missing}) : placed(values);
   }
 
   TrainingNorm norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
@@ -115,7 +121,7 @@ class Checks {
     check_alike("gradient", gradient, "x", x);
     TORCH_CHECK_VALUE(gradient.sizes() == x.sizes(), "gradient: got shape ", gradient.sizes(), ", wants that of x, ",
                       x.sizes());
-    return kernels_.reads_apart(gradient) ? gradient : gradient.contiguous();
+    return kernels_.reads_in_place(gradient) ? gradient : placed(gradient);
   }
 
   static void check_slope(const char* name, double value) {

@@ -22,7 +22,8 @@ class CudaGraphs:
 
     A kind is a function, its flags, and the tensors' shapes and dtypes. The first call of a kind just runs: it is the
     warm-up that a capture needs, and many songs' last segments never come again. Threads may share the graphs. Results
-    are the caller's own. Functions must be hashable, wait for nothing on the GPU, and have no state but constants.
+    are the caller's own. Functions must be hashable and wait for nothing on the GPU. What they change are tensors, in
+    place; whatever else they know is the same at each call.
     """
 
     def __init__(self, device: torch.device, *, limit: int = 8) -> None:

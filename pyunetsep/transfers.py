@@ -1,4 +1,4 @@
-"""Waves between main memory and a GPU, on streams of their own: both ways at once, and beside the GPU's work."""
+"""From main memory to a GPU and back: waves on streams of their own, both ways at once and beside the GPU's work."""
 
 from __future__ import annotations
 

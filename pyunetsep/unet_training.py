@@ -52,7 +52,7 @@ def _element(device: torch.device) -> torch.dtype | None:
 
 
 def _as_made(module: nn.Module) -> bool:
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
         ours = type(module) is nn.BatchNorm2d or isinstance(module, TogetherNorm)
         if not (ours and module.training and module.momentum is not None):
             return False

@@ -288,7 +288,8 @@ def test_what_a_network_learns(device, preset, precision):
 def test_gradients_have_the_same_bits_every_time(device, preset, precision):
     network = UNet(dataclasses.replace(PRESETS[preset].unet, dropout=0.0)).to(device).train()
     magnitude = torch.rand(2, PRESETS[preset].unet.input_channels, 128, 192, device=device)
-    first, second = (learnt(network, magnitude, precision, kernels=True) for _ in range(2))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):  # of the head
+        first, second = (learnt(network, magnitude, precision, kernels=True) for _ in range(2))
     assert all(torch.equal(x, second[name]) for name, x in first.items())
 
 
@@ -302,6 +303,21 @@ def test_a_graph_of_a_step_gives_the_same_bits(device, precision):
     assert all(isinstance(graph, Graph) for graph in captured.graphs.graphs.values()) and captured.graphs.graphs
     for name, tensor in captured.tensors().items():
         assert torch.equal(tensor, plain.tensors()[name]), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_run_goes_on_from_its_tensors(device, precision):
+    """Also into a graph, and in one that has been captured already."""
+    trainer = small_trainer(device, precision)
+    for _ in range(3):
+        trainer.step()
+    state = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    place = trainer.done, *trainer.loss_scale()
+    expected = [trainer.step().losses for _ in range(3)]
+    for other in (trainer, small_trainer(device, precision)):
+        other.load(state, *place)
+        for losses in expected:
+            torch.testing.assert_close(other.step().losses, losses)
 
 
 def test_a_step_waits_for_nothing(device):

@@ -126,8 +126,8 @@ def test_a_run_has_the_same_bits_again(recordings):
     assert all(torch.equal(value, second.tensors()[name]) for name, value in first.tensors().items())
 
 
-def test_a_step_on_the_device_is_one_graph(recordings):
-    """Of the same kind each time, with nothing in it but what its tensors say."""
+def test_steps_are_of_one_kind(recordings):
+    """So a GPU captures one graph. What of them would freeze in it, only a GPU shows."""
     captured, plain = trainer(recordings), trainer(recordings)
     captured.graphs = Counted(limit=1)
     for _ in range(4):

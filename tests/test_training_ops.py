@@ -405,6 +405,12 @@ def test_which_networks_the_kernels_train(monkeypatch):
         assert not served()
 
 
+def test_norms_of_others_are_theirs():
+    network = UNet(dataclasses.replace(JANSSON2017.unet, channels=(4, 8), dropout_blocks=0)).train()
+    assert unet_training.serves(network, torch.rand(2, 1, 8, 8))
+    assert not unet_training.serves(nn.SyncBatchNorm.convert_sync_batchnorm(network), torch.rand(2, 1, 8, 8))
+
+
 def test_one_value_a_channel_is_an_error():
     network = UNet(dataclasses.replace(JANSSON2017.unet, channels=(4, 8), dropout_blocks=0)).train()
     with pytest.raises(ValueError, match="more than one value a channel"):

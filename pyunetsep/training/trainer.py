@@ -80,10 +80,12 @@ class Trainer:
             if parameter.requires_grad
         }
         on_gpu = device.type == "cuda"
-        self.rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+        self.rate_on_gpu = (
+            torch.tensor(config.learning_rate, device=device) if on_gpu else None
+        )  # where a graph reads it
         self.optimiser = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=self.rate,
+            lr=config.learning_rate if self.rate_on_gpu is None else self.rate_on_gpu,
             weight_decay=config.weight_decay,
             fused=True,
             capturable=on_gpu,
@@ -96,8 +98,10 @@ class Trainer:
         """One step of the optimiser on one batch."""
         batch = self.examples.batch(self.done, self.group.share(self.config.batch))
         self._set_rate(learning_rate(self.config, self.done))
-        spectra = [of[stem] for of in (batch.stems, batch.magnitudes) for stem in STEMS]
-        losses, norms = self.graphs(self._learn, batch.mixture, *spectra, *self._seeds(batch.draws))
+        targets = batch.magnitudes if self.config.loss == "magnitude" else batch.stems
+        losses, norms = self.graphs(
+            self._learn, batch.mixture, *(targets[stem] for stem in STEMS), *self._seeds(batch.draws)
+        )
         assert losses is not None and norms is not None
         self.done += 1
         self._average()
@@ -116,11 +120,13 @@ class Trainer:
     def _learn(self, mixture: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """What happens on the device alone: the losses, and the norms of the gradients, [stems] each.
 
-        `tensors` are the stems' spectra, their magnitudes, and then the seeds for each network. A GPU does this as a
+        `tensors` are what the loss compares the stems with, and then the seeds for each network. A GPU does this as a
         graph.
         """
-        stems, magnitudes = (dict(zip(STEMS, tensors[at:], strict=False)) for at in (0, len(STEMS)))
-        batch, seeds = Batch(mixture, stems, magnitudes, draws=[]), tensors[2 * len(STEMS) :]
+        targets, seeds = dict(zip(STEMS, tensors, strict=False)), tensors[len(STEMS) :]
+        batch = Batch(mixture, targets, targets, draws=[])
+        if self.scaler.is_enabled():
+            self.scaler._per_optimizer_states.clear()  # of a capture that failed halfway
         self.optimiser.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         for (stem, network), of_layers in zip(self.trained.items(), seeds, strict=True):
@@ -135,8 +141,8 @@ class Trainer:
         return torch.stack(losses), torch.stack(norms).detach()
 
     def _set_rate(self, rate: float) -> None:
-        if isinstance(self.rate, Tensor):
-            self.rate.fill_(rate)  # a graph reads it there
+        if self.rate_on_gpu is not None:
+            self.rate_on_gpu.fill_(rate)
             return
         for options in self.optimiser.param_groups:
             options["lr"] = rate
@@ -181,13 +187,12 @@ class Trainer:
                 wanted = torch.Size() if moment == "step" else parameter.shape
                 if value is None or value.shape != wanted:
                     raise CheckpointError(f"it has not the optimiser's {moment} of {name}, {list(wanted)}")
-            if step:
-                self.optimiser.state[parameter] = {
-                    # moments lie in memory as their parameter does
-                    moment: torch.empty_like(parameter).copy_(value) if value.ndim else value.to(self.device)
-                    for moment, value in moments.items()
-                    if value is not None
-                }
+            state = self.optimiser.state[parameter] if step else {}
+            for moment, value in moments.items() if step else ():
+                assert value is not None
+                if moment not in state:  # moments lie in memory as their parameter does
+                    state[moment] = torch.empty_like(parameter if value.ndim else value, device=self.device)
+                state[moment].copy_(value)  # where there is one: graphs know where it lies
         if rest:
             raise CheckpointError(f"it has more than the networks: {next(iter(rest))}")
         if self.scaler.is_enabled():

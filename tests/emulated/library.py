@@ -89,7 +89,8 @@ def emulated_training_ops() -> ctypes.CDLL:
     sources.append(EXPORTS / "training_ops.cpp")
     includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    return compile_library([*kernel_sources(), *sources], *EMULATION, *includes, libraries=libraries)
+    version = f"-DBUILT_FOR={torch.__version__}"  # another torch in the same place is another library
+    return compile_library([*kernel_sources(), *sources], *EMULATION, *includes, version, libraries=libraries)
 
 
 class Emulated:

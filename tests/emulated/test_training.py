@@ -65,10 +65,10 @@ def on_emulated_gpu(emulated_ops, monkeypatch):
         yield
 
 
-def test_the_routes_end_with_the_tests():
-    x = torch.rand(1, 16, 2, 2)
+def test_the_ops_are_those_of_a_gpu():
+    weight = torch.rand(32, 16, 5, 5)
     with pytest.raises(ValueError, match=r"wants \[batch, 1, rows, columns, 32\]"):
-        training.upconv(training.to_blocks(x), None, 0, torch.rand(32, 16, 5, 5), None, False, "pytorch")
+        training.upconv(torch.rand(1, 2, 2, 2, 16), None, 0, weight, None, False, "pytorch")
 
 
 @pytest.mark.parametrize("alignment", ["pytorch", "tensorflow"])
