@@ -91,7 +91,8 @@ class TestDropout:
 def test_losses_are_what_their_formulas_say():
     mixture = torch.tensor([3 + 4j, 1 + 0j]).view(1, 1, 1, 2)
     stem = torch.tensor([0 + 1j, -1 + 0j]).view(1, 1, 1, 2)
-    batch = Batch(mixture, {"vocals": stem}, {"vocals": stem.abs()}, [])
+    stems = {"vocals": stem, "accompaniment": mixture - stem}
+    batch = Batch(mixture.abs(), {name: spectrum.abs() for name, spectrum in stems.items()}, stems, None, [])
     mask = torch.tensor([0.5, 1.0]).view(1, 1, 1, 2)
     assert magnitude_loss(mask, batch, "vocals") == pytest.approx((1.5 + 0.0) / 2)
     assert complex_loss(mask, batch, "vocals") == pytest.approx((abs(1.5 + 1j) + 2.0) / 2)

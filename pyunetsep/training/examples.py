@@ -28,15 +28,23 @@ class Batch:
     """Examples as the networks and losses see them, in the network's band, loudest magnitude of a patch 1 if the model
     is normalised so."""
 
-    mixture: Tensor  # [batch, channels, bins, frames], complex
-    stems: dict[str, Tensor]  # as the mixture
-    magnitudes: dict[str, Tensor]  # of the stems
+    magnitude: Tensor  # of the mixture, [batch, channels, bins, frames]: the networks' input
+    magnitudes: dict[str, Tensor]  # of the stems, as the mixture's
+    spectra: dict[str, Tensor]  # of the stems, complex, as they were before ...
+    loudest: Tensor | None  # ... they were divided by this, [batch, 1, 1, 1]
     draws: list[Draw]
 
     @cached_property
-    def magnitude(self) -> Tensor:
-        """The networks' input."""
-        return self.mixture.abs().contiguous()
+    def stems(self) -> dict[str, Tensor]:
+        """The stems' spectra."""
+        if self.loudest is None:
+            return self.spectra
+        return {stem: spectrum / self.loudest for stem, spectrum in self.spectra.items()}
+
+    @cached_property
+    def mixture(self) -> Tensor:
+        """The mixture's spectrum."""
+        return self.stems["vocals"] + self.stems["accompaniment"]
 
 
 class Examples:
@@ -63,17 +71,16 @@ class Examples:
         band = slice(self.model.spectrogram.first_bin, self.model.spectrogram.first_bin + self.model.spectrogram.bins)
         spectra, magnitudes = {}, {}
         for stem in STEMS:
-            spectrum, magnitude = self.spectrogram.analyse(self._waves(draws, stem))
+            spectrum, of_band = self.spectrogram.analyse(self._waves(draws, stem))
             curves = augmentation.equalisers(draws, stem, band.start, self.model.spectrogram.bins, spectrum.real)
             spectra[stem] = (spectrum[..., band] * curves).mT
-            magnitudes[stem] = (magnitude * curves).mT.contiguous()
-        mixture = spectra["vocals"] + spectra["accompaniment"]
+            magnitudes[stem] = (of_band * curves).mT.contiguous()
+        magnitude, loudest = (spectra["vocals"] + spectra["accompaniment"]).abs().contiguous(), None
         if self.model.normalisation != "none":
-            loudest = mixture.abs().amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            mixture = mixture / loudest
-            spectra = {stem: spectrum / loudest for stem, spectrum in spectra.items()}
-            magnitudes = {stem: magnitude / loudest for stem, magnitude in magnitudes.items()}
-        return Batch(mixture, spectra, magnitudes, draws)
+            loudest = magnitude.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            magnitude = magnitude / loudest
+            magnitudes = {stem: of_stem / loudest for stem, of_stem in magnitudes.items()}
+        return Batch(magnitude, magnitudes, spectra, loudest, draws)
 
     def _waves(self, draws: Sequence[Draw], stem: str) -> Tensor:
         """The stem's waves as they enter the mixtures: [batch, channels, samples]."""

@@ -99,9 +99,8 @@ class Trainer:
         batch = self.examples.batch(self.done, self.group.share(self.config.batch))
         self._set_rate(learning_rate(self.config, self.done))
         targets = batch.magnitudes if self.config.loss == "magnitude" else batch.stems
-        losses, norms = self.graphs(
-            self._learn, batch.mixture, *(targets[stem] for stem in STEMS), *self._seeds(batch.draws)
-        )
+        tensors = (batch.magnitude, *(targets[stem] for stem in STEMS), *self._seeds(batch.draws))
+        losses, norms = self.graphs(self._learn, *tensors)
         assert losses is not None and norms is not None
         self.done += 1
         self._average()
@@ -117,14 +116,14 @@ class Trainer:
             seeds.append(sent(seeds_of(len(layers), examples), self.device))
         return seeds
 
-    def _learn(self, mixture: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def _learn(self, magnitude: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """What happens on the device alone: the losses, and the norms of the gradients, [stems] each.
 
         `tensors` are what the loss compares the stems with, and then the seeds for each network. A GPU does this as a
         graph.
         """
         targets, seeds = dict(zip(STEMS, tensors, strict=False)), tensors[len(STEMS) :]
-        batch = Batch(mixture, targets, targets, draws=[])
+        batch = Batch(magnitude, targets, targets, loudest=None, draws=[])
         if self.scaler.is_enabled():
             self.scaler._per_optimizer_states.clear()  # of a capture that failed halfway
         self.optimiser.zero_grad(set_to_none=True)
