@@ -77,11 +77,12 @@ format: $(STAMP) ## sort imports, lay out Python, and C++ where there is clang-f
 	$(BIN)/ruff format .
 	if command -v clang-format; then clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*'); fi
 
-# Other engines take part where they are: `.venv/bin/pip install '.[rivals]'`, and SPLEETER=. Half an hour.
+# Other engines take part where they are: `.venv/bin/pip install '.[rivals]'`, and SPLEETER=. Three quarters of an hour;
+# training Spleeter's networks (`training_step.py` with its defaults) takes an hour more.
 bench: $(STAMP) ## measure speed, and quality where REFERENCE= and SONGS= are given; renew the README's tables
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/unet_cpu.py
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training_step.py --presets jansson2017
 	$(BIN)/python benchmarks/separate_cpu.py $${SPLEETER:+--spleeter "$$SPLEETER"}
 	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-json=benchmarks/results/ops_cpu.json
 	if [ -n "$$REFERENCE" ]; then $(BIN)/python benchmarks/fidelity.py "$$REFERENCE"; fi
