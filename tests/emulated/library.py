@@ -45,42 +45,51 @@ def with_headers(source: Path) -> list[Path]:
     return found
 
 
-def compile_library(sources: Iterable[Path], *flags: str, libraries: Iterable[str] = ()) -> ctypes.CDLL:
-    """The sources as a shared library in which nothing is missing. Compiles those that have changed.
+def key_of(*parts: bytes | str) -> str:
+    return hashlib.sha256(repr((COMPILER, FLAGS, parts)).encode()).hexdigest()[:12]
 
-    `libraries`: the linker's options for those that it needs.
-    """
 
-    def key_of(*parts: bytes | str) -> str:
-        return hashlib.sha256(repr((COMPILER, FLAGS, flags, parts)).encode()).hexdigest()[:12]
+def build(target: Path, *arguments: str | Path) -> Path:
+    if not target.exists():
+        building = target.with_suffix(f".{os.getpid()}{target.suffix}")
+        subprocess.run([*COMPILER, *arguments, "-o", building], check=True)
+        building.replace(target)
+    return target
 
-    def build(target: Path, *arguments: str | Path) -> Path:
-        if not target.exists():
-            building = target.with_suffix(f".{os.getpid()}{target.suffix}")
-            subprocess.run([*COMPILER, *arguments, "-o", building], check=True)
-            building.replace(target)
-        return target
+
+def compile_objects(sources: Iterable[Path], *flags: str) -> list[Path]:
+    """Compiles those that have changed."""
 
     def compile_one(source: Path) -> Path:
-        target = BUILD / f"{source.name}-{key_of(*(path.read_bytes() for path in with_headers(source)))}.o"
-        return build(target, *FLAGS, f"-I{CSRC}", *flags, "-c", "-x", "c++", source)
+        key = key_of(*flags, *(path.read_bytes() for path in with_headers(source)))
+        return build(BUILD / f"{source.name}-{key}.o", *FLAGS, f"-I{CSRC}", *flags, "-c", "-x", "c++", source)
 
     BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources))
-    link = ["-shared", *(["-Wl,-z,defs"] if sys.platform == "linux" else [])]  # elsewhere linkers insist anyway
-    target = BUILD / f"kernels-{key_of(*(path.name for path in objects), *libraries)}.so"
-    return ctypes.CDLL(str(build(target, *link, *objects, *libraries)))
+        return list(pool.map(compile_one, sources))
+
+
+def link(objects: Iterable[Path], *options: str) -> ctypes.CDLL:
+    """A shared library in which nothing is missing."""
+    objects = list(objects)
+    whole = ["-shared", *(["-Wl,-z,defs"] if sys.platform == "linux" else [])]  # elsewhere linkers insist anyway
+    target = BUILD / f"kernels-{key_of(*options, *(path.name for path in objects))}.so"
+    return ctypes.CDLL(str(build(target, *whole, *objects, *options)))
+
+
+def compile_library(sources: Iterable[Path], *flags: str) -> ctypes.CDLL:
+    return link(compile_objects(sources, *flags))
+
+
+def kernel_objects() -> list[Path]:
+    sources = [*sorted((CSRC / "cuda").glob("*.c*")), CSRC / "emulation" / "emulation.cpp"]
+    wanted = [path for path in sources if path.name != "unavailable.cpp" and path.suffix in (".cu", ".cpp")]
+    return compile_objects(wanted, *EMULATION)
 
 
 def emulated_library() -> ctypes.CDLL:
     """All kernels with their exports."""
-    return compile_library([*kernel_sources(), *sorted(EXPORTS.glob("exports*.cpp"))], *EMULATION)
-
-
-def kernel_sources() -> list[Path]:
-    sources = [*sorted((CSRC / "cuda").glob("*.c*")), CSRC / "emulation" / "emulation.cpp"]
-    return [path for path in sources if path.name != "unavailable.cpp" and path.suffix in (".cu", ".cpp")]
+    return link([*kernel_objects(), *compile_objects(sorted(EXPORTS.glob("exports*.cpp")), *EMULATION)])
 
 
 def emulated_training_ops() -> ctypes.CDLL:
@@ -88,9 +97,10 @@ def emulated_training_ops() -> ctypes.CDLL:
     sources = [*(CSRC / f"{name}.cpp" for name in ("training_ops", "training_cuda", "names"))]
     sources.append(EXPORTS / "training_ops.cpp")
     includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     version = f"-DBUILT_FOR={torch.__version__}"  # another torch in the same place is another library
-    return compile_library([*kernel_sources(), *sources], *EMULATION, *includes, version, libraries=libraries)
+    ours = compile_objects(sources, *EMULATION, *includes, version)
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+    return link([*kernel_objects(), *ours], *libraries)
 
 
 class Emulated:
