@@ -52,7 +52,7 @@ def main() -> None:
                 continue
             run = run_of(kind, seed, kernels, args)
             runs[kind].append(run)
-            print(f"{kind:14s} seed {seed}: {run['nsdr_db']:.2f} dB, {run['elapsed_s']:.0f} s", flush=True)
+            print(f"{kind:14s} seed {seed}: {run['nsdr_db']:.2f} dB", flush=True)
     if args.only:
         return
     scores = {kind: [run["nsdr_db"] for run in of_kind] for kind, of_kind in runs.items()}
@@ -74,7 +74,7 @@ def run_of(kind: str, seed: int, kernels: bool, args: argparse.Namespace) -> dic
     if not done.exists() or json.loads(done.read_text())["config"] != wanted:
         with use_kernels(kernels):  # which refuses to go on with another configuration
             result = train(config, folder, device="cpu", resume=True)
-        run = {"seed": seed, "nsdr_db": result.best_score_db, "elapsed_s": result.elapsed_s}
+        run = {"seed": seed, "nsdr_db": result.best_score_db}
         done.write_text(json.dumps({"run": run, "config": wanted}))
     made: dict[str, Any] = json.loads(done.read_text())["run"]
     return made
