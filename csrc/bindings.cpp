@@ -71,18 +71,14 @@ TORCH_LIBRARY(pyunetsep, library) {
       "Tensor bias, float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> Tensor");
 }
 
-// One function for both devices: it chooses by the tensors it gets. Blocks for evaluation are for the CPU alone.
-TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
+// One function for both devices: it chooses by the tensors it gets.
+static void implement_on_both(torch::Library& library) {
   library.impl("ratio_mask", &pyunetsep::ratio_mask);
   library.impl("overlap_add", &pyunetsep::overlap_add);
   library.impl("stft", &pyunetsep::stft);
   library.impl("magnitudes", &pyunetsep::magnitudes);
   library.impl("masked_istft", &pyunetsep::masked_istft);
   library.impl("mask_wave", &pyunetsep::mask_wave);
-  library.impl("encoder_block", &pyunetsep::encoder_block);
-  library.impl("decoder_block", &pyunetsep::decoder_block);
-  library.impl("mask_block", &pyunetsep::mask_block);
-  library.impl("dilated_head", &pyunetsep::dilated_head);
   library.impl("training_conv", &pyunetsep::training_conv);
   library.impl("training_upconv", &pyunetsep::training_upconv);
   library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
@@ -92,21 +88,16 @@ TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 
-TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) {
-  library.impl("ratio_mask", &pyunetsep::ratio_mask);
-  library.impl("overlap_add", &pyunetsep::overlap_add);
-  library.impl("stft", &pyunetsep::stft);
-  library.impl("magnitudes", &pyunetsep::magnitudes);
-  library.impl("masked_istft", &pyunetsep::masked_istft);
-  library.impl("mask_wave", &pyunetsep::mask_wave);
-  library.impl("training_conv", &pyunetsep::training_conv);
-  library.impl("training_upconv", &pyunetsep::training_upconv);
-  library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
-  library.impl("training_norm_statistics", &pyunetsep::training_norm_statistics);
-  library.impl("training_norm", &pyunetsep::training_norm);
-  library.impl("training_norm_sums", &pyunetsep::training_norm_sums);
-  library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
+// Blocks for evaluation are for the CPU alone.
+TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
+  implement_on_both(library);
+  library.impl("encoder_block", &pyunetsep::encoder_block);
+  library.impl("decoder_block", &pyunetsep::decoder_block);
+  library.impl("mask_block", &pyunetsep::mask_block);
+  library.impl("dilated_head", &pyunetsep::dilated_head);
 }
+
+TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) { implement_on_both(library); }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   // The same functions without torch's dispatcher: no autograd, no torch.compile, a tenth of the call's cost.

@@ -80,12 +80,9 @@ class Trainer:
             if parameter.requires_grad
         }
         on_gpu = device.type == "cuda"
-        self.rate_on_gpu = (
-            torch.tensor(config.learning_rate, device=device) if on_gpu else None
-        )  # where a graph reads it
         self.optimiser = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=config.learning_rate if self.rate_on_gpu is None else self.rate_on_gpu,
+            lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
             capturable=on_gpu,
@@ -140,11 +137,11 @@ class Trainer:
         return torch.stack(losses), torch.stack(norms).detach()
 
     def _set_rate(self, rate: float) -> None:
-        if self.rate_on_gpu is not None:
-            self.rate_on_gpu.fill_(rate)
-            return
         for options in self.optimiser.param_groups:
-            options["lr"] = rate
+            if isinstance(options["lr"], Tensor):
+                options["lr"].fill_(rate)  # a graph reads it there
+            else:
+                options["lr"] = rate
 
     def checkpoint(self, info: ModelInfo) -> Checkpoint:
         """The averaged networks as a model, on the CPU."""
