@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import npy
 from .audio import AudioFormat, AudioReader, AudioWriter, PipeWriter, Wave, extension
 from .audio.files import file_error
 from .errors import AudioFileError, ClippingWarning, OutputExistsError
@@ -237,4 +238,4 @@ def rescaled(blocks: Iterable[Mapping[str, Wave]]) -> Iterator[dict[str, Wave]]:
                 raise file_error(f"temporary file in {tempfile.gettempdir()}", error) from None
         spool.seek(0)
         for stems in waiting:
-            yield {stem: np.load(spool, allow_pickle=False) / np.float32(peak) for stem in stems}
+            yield {stem: npy.load(spool) / np.float32(peak) for stem in stems}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import npy
 from ..atomic import replacing
 from ..audio.files import file_error
 from ..errors import DataError
@@ -163,7 +164,7 @@ def _mapped(files: Mapping[str, Path], channels: int) -> dict[str, np.ndarray] |
     waves: dict[str, np.ndarray] = {}
     for stem, file in files.items():
         try:
-            wave = np.load(file, mmap_mode="r", allow_pickle=False)
+            wave = npy.load(file, mmap_mode="r")
             size = file.stat().st_size
         except OSError as error:
             if error.errno in OUT_OF_FILES:
