@@ -175,6 +175,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   module.def("multiply_adds", &pyunetsep::cpu::multiply_adds, py::arg("threads"), py::arg("rounds"), without_gil);
   module.def("simd_level", &pyunetsep::cpu::simd_level);
+  module.def("has_matrix_products", &pyunetsep::cpu::has_matrix_products);
   module.def("simd_levels", &pyunetsep::cpu::simd_levels);
   module.def("set_simd_level", &pyunetsep::cpu::set_simd_level, pybind11::arg("name"));
   module.def("build_info", [] {

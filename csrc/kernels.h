@@ -239,6 +239,58 @@ struct PlaneWeightGradient {
   int64_t threads;
 };
 
+// The upper half of a float's bits.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+// ---- Training in bfloat16: the same convolutions of maps of such numbers, as matrix products summed up in floats.
+
+// Two maps that a filter of stride 2 lies between, [batch, blocks, rows, columns, kBlock]. The fine one has twice the
+// rows and columns, or is a few float planes [batch, fine_channels, 2 rows, 2 columns].
+struct CoarseAndFine {
+  int64_t batch, rows, columns;  // of the coarse map
+  int64_t coarse_channels[2];    // of two maps, the one behind the other; the second may have none
+  int64_t fine_channels;
+  Phases phases;  // of an upsampling convolution
+  int64_t pad;    // fine zeros before a filter's first output
+};
+
+// Strided, from the fine map, or the planes, to the first coarse one.
+struct Bfloat16Convolution {
+  CoarseAndFine maps;
+  const Bfloat16* fine;  // null: planes
+  const float* planes;
+  const float* weight;  // [coarse channels, fine_channels, 5, 5]
+  const float* bias;    // [coarse channels]; may be null
+  Bfloat16* coarse;
+  void* scratch;  // bfloat16_convolution_scratch_size
+  int64_t threads;
+};
+
+// Transposed, from the coarse maps to the fine one, or to planes.
+struct Bfloat16Upconvolution {
+  CoarseAndFine maps;
+  const Bfloat16* coarse[2];
+  const float* weight;  // [all coarse channels, fine_channels, 5, 5]
+  const float* bias;    // [fine_channels]; may be null
+  Bfloat16* fine;       // null: planes
+  float* planes;
+  void* scratch;  // bfloat16_upconvolution_scratch_size
+  int64_t threads;
+};
+
+// The sum over all coarse pixels of their products with the fine pixels that their filter reaches.
+struct Bfloat16WeightGradient {
+  CoarseAndFine maps;
+  const Bfloat16* coarse[2];
+  const Bfloat16* fine;  // null: planes
+  const float* planes;
+  float* gradient;  // [all coarse channels, fine_channels, 5, 5]
+  void* scratch;    // bfloat16_weight_gradient_scratch_size
+  int64_t threads;
+};
+
 // Which elements of a map are dropped: by a hash of their example's seed and their place in it.
 struct Dropout {
   const int32_t* seeds;  // [batch]; null: nothing is dropped
@@ -253,8 +305,9 @@ inline Dropout dropout_of(const int32_t* seeds, double probability) {
 
 // What follows a convolution x in training: p = max(x, inner_slope x), z = scale (p - mean) + bias, y = max(z, slope
 // z), and what dropout leaves of that. Slopes of 1 change nothing: ReLU stands before the norm (inner) or behind it.
+template <typename T>  // float or Bfloat16
 struct Normalisation {
-  const float* x;  // [batch, blocks, pixels, kBlock]
+  const T* x;  // [batch, blocks, pixels, kBlock]
   int64_t batch, channels, pixels;
   float inner_slope, slope;
   const float* mean;  // [blocks, kBlock], as what follows
@@ -273,19 +326,21 @@ struct NormStatistics {
 
 // Gradients of weight and bias (norm_sums, which writes them), and then that of x (norm_gradient, which reads them),
 // where mean and scale follow from the statistics: scale = weight / deviation.
+template <typename T>
 struct NormGradient {
-  const float* gradient;  // of y: [batch, blocks, pixels, kBlock], images gradient_stride apart
+  const T* gradient;  // of y: [batch, blocks, pixels, kBlock], images gradient_stride apart
   int64_t gradient_stride;
   const float* inverse_deviation;  // [blocks, kBlock]
   float* of_weight;                // likewise
   float* of_bias;                  // likewise
-  float* of_x;                     // as x
+  T* of_x;                         // as x
   double* scratch;                 // norm_scratch_size, of norm_sums
 };
 
 // The kernels are built for several SIMD levels; the widest that the processor runs is used.
 std::string simd_level();                      // the one in use
 std::vector<std::string> simd_levels();        // those that run here, from the plainest to the widest
+bool has_matrix_products();                    // of bfloat16, in hardware: whether training in it is fast
 void set_simd_level(const std::string& name);  // one of them, or "auto"; throws std::invalid_argument
 
 void ratio_mask(const RatioMask<float>& args);

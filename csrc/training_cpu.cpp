@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "training_kernels.h"
 
@@ -16,11 +17,38 @@ Block block_of(const at::Tensor& weight, const std::optional<at::Tensor>& bias, 
   return {weight, bias ? *bias : at::zeros({channels}, at::kFloat), std::nullopt, std::nullopt, 1.0, true};
 }
 
+template <typename T>
+const T* data_of(const at::Tensor& map) {
+  return static_cast<const T*>(map.const_data_ptr());
+}
+template <typename T>
+T* mutable_data_of(const at::Tensor& map) {
+  return static_cast<T*>(map.mutable_data_ptr());
+}
+
+bool is_bfloat16(const at::Tensor& map) { return map.scalar_type() == at::kBFloat16; }
+
+// Calls body with a value of the type that a map's numbers have in the kernels.
+template <typename Body>
+void with_element(const at::Tensor& map, const Body& body) {
+  is_bfloat16(map) ? body(cpu::Bfloat16{}) : body(0.0f);
+}
+
+template <typename T>
+const cpu::NormKernels<T>& norm_kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return *cpu::level().norm;
+  } else {
+    return *cpu::level().bfloat16_norm;
+  }
+}
+
 // A norm's arguments with the memory that they point to. What is not needed for statistics alone may be undefined.
+template <typename T>
 class Arguments {
  public:
   Arguments(const at::Tensor& x, double inner_slope) {
-    args_ = {.x = x.const_data_ptr<float>(),
+    args_ = {.x = data_of<T>(x),
              .batch = x.size(0),
              .channels = x.size(1) * kBlock,
              .pixels = x.size(2) * x.size(3),
@@ -50,28 +78,112 @@ class Arguments {
     args_.dropout = dropout_of(norm);
   }
 
-  const cpu::Normalisation& operator*() const { return args_; }
-  double* scratch() {
-    scratch_ = at::empty({cpu::level().norm_scratch_size(args_)}, at::kDouble);
-    return scratch_.mutable_data_ptr<double>();
+  const cpu::Normalisation<T>& operator*() const { return args_; }
+
+  // Arguments of both steps of the gradient; `of_x` is needed by the second.
+  cpu::NormGradient<T> gradient(const at::Tensor& gradient, const at::Tensor& of_weight, const at::Tensor& of_bias,
+                                T* of_x) {
+    return {.gradient = data_of<T>(gradient),
+            .gradient_stride = gradient.stride(0),
+            .inverse_deviation = inverse_deviation_.const_data_ptr<float>(),
+            .of_weight = of_weight.mutable_data_ptr<float>(),
+            .of_bias = of_bias.mutable_data_ptr<float>(),
+            .of_x = of_x,
+            .scratch = of_x ? nullptr : scratch()};
   }
-  const float* inverse_deviation() const { return inverse_deviation_.const_data_ptr<float>(); }
+
+  double* scratch() {
+    scratch_ = at::empty({norm_kernels<T>().scratch_size(args_)}, at::kDouble);
+    return scratch_.template mutable_data_ptr<double>();
+  }
 
  private:
   at::Tensor scale_, inverse_deviation_, scratch_;
-  cpu::Normalisation args_;
+  cpu::Normalisation<T> args_;
 };
+
+cpu::CoarseAndFine coarse_and_fine(const Size& grid, const std::vector<int64_t>& coarse_channels, int64_t fine_channels,
+                                   Alignment alignment) {
+  return {.batch = grid.batch,
+          .rows = grid.rows,
+          .columns = grid.columns,
+          .coarse_channels = {coarse_channels[0], coarse_channels.size() > 1 ? coarse_channels[1] : 0},
+          .fine_channels = fine_channels,
+          .phases = phases_of(alignment, Upsampling::transposed),
+          .pad = zeros_before(alignment)};
+}
+
+// A map of bfloat16, or null if they are planes.
+cpu::Bfloat16* fine_map(const at::Tensor& fine) {
+  return fine.dim() == 4 ? nullptr : mutable_data_of<cpu::Bfloat16>(fine);
+}
+float* fine_planes(const at::Tensor& fine) { return fine.dim() == 4 ? fine.mutable_data_ptr<float>() : nullptr; }
+
+const float* data_or_null(const std::optional<at::Tensor>& values) {
+  return values ? values->const_data_ptr<float>() : nullptr;
+}
+
+// Convolutions of bfloat16 maps.
+template <typename Run>
+void run_with_scratch(Run& run, int64_t (*size)(const Run&), void (*kernel)(const Run&)) {
+  run.threads = at::get_num_threads();
+  const at::Tensor scratch = allocate_floats((size(run) + 3) / 4);
+  run.scratch = scratch.mutable_data_ptr();
+  kernel(run);
+}
+
+void bfloat16_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                   Alignment alignment, const at::Tensor& y) {
+  cpu::Bfloat16Convolution run{.maps = coarse_and_fine(size_of(y), {weight.size(0)}, weight.size(1), alignment),
+                               .fine = fine_map(x),
+                               .planes = fine_planes(x),
+                               .weight = weight.const_data_ptr<float>(),
+                               .bias = data_or_null(bias),
+                               .coarse = mutable_data_of<cpu::Bfloat16>(y),
+                               .scratch = nullptr,
+                               .threads = 0};
+  run_with_scratch(run, cpu::level().bfloat16_convolution_scratch_size, cpu::level().bfloat16_convolution);
+}
+
+void bfloat16_upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                     Alignment alignment, const at::Tensor& y) {
+  cpu::Bfloat16Upconvolution run{
+      .maps = coarse_and_fine(size_of(x.maps.front()), x.channels, weight.size(1), alignment),
+      .coarse = {data_of<cpu::Bfloat16>(x.maps.front()), data_of<cpu::Bfloat16>(x.maps.back())},
+      .weight = weight.const_data_ptr<float>(),
+      .bias = data_or_null(bias),
+      .fine = fine_map(y),
+      .planes = fine_planes(y),
+      .scratch = nullptr,
+      .threads = 0};
+  run_with_scratch(run, cpu::level().bfloat16_upconvolution_scratch_size, cpu::level().bfloat16_upconvolution);
+}
+
+void bfloat16_weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
+                              const at::Tensor& gradient) {
+  cpu::Bfloat16WeightGradient run{
+      .maps = coarse_and_fine(size_of(coarse.maps.front()), coarse.channels, gradient.size(1), alignment),
+      .coarse = {data_of<cpu::Bfloat16>(coarse.maps.front()), data_of<cpu::Bfloat16>(coarse.maps.back())},
+      .fine = fine_map(fine),
+      .planes = fine_planes(fine),
+      .gradient = gradient.mutable_data_ptr<float>(),
+      .scratch = nullptr,
+      .threads = 0};
+  run_with_scratch(run, cpu::level().bfloat16_weight_gradient_scratch_size, cpu::level().bfloat16_weight_gradient);
+}
 
 class CpuKernels final : public TrainingKernels {
  public:
-  bool computes(at::ScalarType element) const override { return element == at::kFloat; }
+  bool computes(at::ScalarType element) const override { return element == at::kFloat || element == at::kBFloat16; }
   int64_t block(int64_t) const override { return kBlock; }
-  at::Tensor empty_map(const Size& size, int64_t channels, const at::TensorOptions&) const override {
-    return pyunetsep::empty_map(size, channels);
+  at::Tensor empty_map(const Size& size, int64_t channels, const at::TensorOptions& options) const override {
+    if (options.dtype() == at::kFloat) return pyunetsep::empty_map(size, channels);
+    return at::empty({size.batch, blocks_of(channels), size.rows, size.columns, kBlock}, options);
   }
 
   void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
             const at::Tensor& y) const override {
+    if (is_bfloat16(y)) return bfloat16_conv(x, weight, bias, alignment, y);
     const Block block = block_of(weight, bias, weight.size(0));
     const Size in = size_of(x), out = size_of(y);
     auto* const to = y.mutable_data_ptr<float>();
@@ -88,6 +200,7 @@ class CpuKernels final : public TrainingKernels {
 
   void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
               const at::Tensor& y) const override {
+    if (is_bfloat16(x.maps.front())) return bfloat16_upconv(x, weight, bias, alignment, y);
     const Block block = block_of(weight, bias, weight.size(1));
     const Size in = size_of(x.maps.front());
     std::vector<const float*> sources;
@@ -106,6 +219,7 @@ class CpuKernels final : public TrainingKernels {
 
   void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
                        const at::Tensor& gradient) const override {
+    if (is_bfloat16(coarse.maps.front())) return bfloat16_weight_gradient(coarse, fine, alignment, gradient);
     if (fine.dim() == 4) return plane_weight_gradient(coarse, fine, alignment, gradient);
     const Phases phases = phases_of(alignment, std::nullopt);
     const Size grid = size_of(coarse.maps.front());
@@ -134,40 +248,35 @@ class CpuKernels final : public TrainingKernels {
 
   void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
                        const at::Tensor& variance) const override {
-    Arguments arguments(x, inner_slope);
-    cpu::level().norm_statistics(*arguments, {.mean = mean.mutable_data_ptr<float>(),
-                                              .variance = variance.mutable_data_ptr<float>(),
-                                              .scratch = arguments.scratch()});
+    with_element(x, [&]<typename T>(T) {
+      Arguments<T> arguments(x, inner_slope);
+      norm_kernels<T>().statistics(*arguments, {.mean = mean.mutable_data_ptr<float>(),
+                                                .variance = variance.mutable_data_ptr<float>(),
+                                                .scratch = arguments.scratch()});
+    });
   }
 
   void norm(const TrainingNorm& norm, const at::Tensor& y) const override {
-    cpu::level().norm_apply(*Arguments(norm), y.mutable_data_ptr<float>());
+    with_element(y, [&]<typename T>(T) { norm_kernels<T>().apply(*Arguments<T>(norm), mutable_data_of<T>(y)); });
   }
 
   bool reads_in_place(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
 
   void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
                  const at::Tensor& of_bias) const override {
-    Arguments arguments(norm);
-    cpu::level().norm_sums(*arguments, {.gradient = gradient.const_data_ptr<float>(),
-                                        .gradient_stride = gradient.stride(0),
-                                        .inverse_deviation = arguments.inverse_deviation(),
-                                        .of_weight = of_weight.mutable_data_ptr<float>(),
-                                        .of_bias = of_bias.mutable_data_ptr<float>(),
-                                        .of_x = nullptr,
-                                        .scratch = arguments.scratch()});
+    with_element(norm.x, [&]<typename T>(T) {
+      Arguments<T> arguments(norm);
+      norm_kernels<T>().sums(*arguments, arguments.gradient(gradient, of_weight, of_bias, nullptr));
+    });
   }
 
   void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
                      const at::Tensor& of_bias, const at::Tensor& of_x) const override {
-    const Arguments arguments(norm);
-    cpu::level().norm_gradient(*arguments, {.gradient = gradient.const_data_ptr<float>(),
-                                            .gradient_stride = gradient.stride(0),
-                                            .inverse_deviation = arguments.inverse_deviation(),
-                                            .of_weight = of_weight.mutable_data_ptr<float>(),
-                                            .of_bias = of_bias.mutable_data_ptr<float>(),
-                                            .of_x = of_x.mutable_data_ptr<float>(),
-                                            .scratch = nullptr});
+    with_element(norm.x, [&]<typename T>(T) {
+      Arguments<T> arguments(norm);
+      norm_kernels<T>().gradient(*arguments,
+                                 arguments.gradient(gradient, of_weight, of_bias, mutable_data_of<T>(of_x)));
+    });
   }
 
  private:

@@ -33,7 +33,7 @@ class Checks {
   at::Tensor map(const char* name, const at::Tensor& map, int64_t channels) const {
     check_place(name, map);
     TORCH_CHECK_TYPE(kernels_.computes(map.scalar_type()), name, ": got dtype ", map.scalar_type(), ", wants float32",
-                     kernels_.computes(at::kHalf) ? ", float16 or bfloat16" : "");
+                     kernels_.computes(at::kHalf) ? ", float16 or bfloat16" : " or bfloat16");
     check_map_shape(name, map, channels);
     return placed(map);
   }

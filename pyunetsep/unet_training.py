@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .dropout import SeededDropout
-from .ops import kernels_enabled, training
+from .ops import has_matrix_products, kernels_enabled, training
 
 if TYPE_CHECKING:
     from .config import UNetConfig
@@ -23,8 +23,8 @@ class TogetherNorm(nn.BatchNorm2d, training.Together):
 
 
 def serves(network: UNet, magnitude: Tensor) -> bool:
-    """Whether the kernels can train this network on these magnitudes: in float32, on a GPU also under autocast, all of
-    it as it was made.
+    """Whether the kernels can train this network on these magnitudes: in float32, or under autocast where they are
+    fast in its numbers, all of it as it was made.
 
     Not what others put into it, a dropout of theirs or hooks; and not a frozen block.
     """
@@ -35,20 +35,28 @@ def serves(network: UNet, magnitude: Tensor) -> bool:
         and magnitude.device == network.device
         and magnitude.dtype == network.dtype == torch.float32
         and suits(network.config)
-        and _element(magnitude.device) is not None
+        and element(magnitude.device) is not None
         and kernels_enabled()
         and all(_as_made(module) for module in network.modules())
         and all(type(block.dropout) is SeededDropout for block in network.decoder_blocks)
     )
 
 
-def _element(device: torch.device) -> torch.dtype | None:
-    """Of the maps between the kernels, if there are any for the device: as autocast wants on a GPU."""
+def element(device: torch.device) -> torch.dtype | None:
+    """Of the maps between the kernels, if there are any for the device: as autocast wants."""
     if device.type not in ("cpu", "cuda"):
         return None
     if not torch.is_autocast_enabled(device.type):
         return torch.float32
-    return torch.get_autocast_dtype(device.type) if device.type == "cuda" else None
+    wanted = torch.get_autocast_dtype(device.type)
+    return wanted if computes(device, wanted) else None
+
+
+def computes(device: torch.device, element: torch.dtype) -> bool:
+    """Whether training in such numbers is for the kernels. On a CPU, bfloat16 is where it has matrix products."""
+    if element == torch.float32 or device.type == "cuda":
+        return True
+    return element == torch.bfloat16 and has_matrix_products()
 
 
 def _as_made(module: nn.Module) -> bool:
@@ -67,11 +75,11 @@ def suits(config: UNetConfig) -> bool:
 def forward(network: UNet, magnitude: Tensor) -> Tensor:
     """The mask; see `UNet.forward`."""
     alignment, raw_skips = network.config.alignment, network.config.skips == "raw"
-    element = _element(magnitude.device)
+    of_maps = element(magnitude.device)
     skips = []
     x = magnitude
     for encoder_block in network.encoder_blocks:
-        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment, element=element)
+        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment, element=of_maps)
         x = raw
         if encoder_block.norm is not None:
             x = _normalised(encoder_block.norm, raw, slope=encoder_block.leaky_slope)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyunetsep import unet_training
 from pyunetsep.unet import UNet
@@ -32,16 +32,30 @@ KINK = 5.0  # distance from it, about that many deviations
 
 
 @torch.no_grad()
-def off_the_kinks(network: UNet) -> UNet:
+def off_the_kinks(network: UNet, magnitude: Tensor) -> UNet:
     """A copy in which each channel is on one side of its activation's kink: an element that rounding puts on the other
     side would change all gradients before it.
     """
     network = copy.deepcopy(network)
+
+    def sides(of: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(of), device=of.device) % 2 == 0, KINK, -KINK)
+
+    def move(conv: nn.Module, _: object, output: Tensor) -> Tensor:
+        moved = sides(conv.bias) * output.std()
+        conv.bias += moved
+        return output + moved[:, None, None]
+
+    hooks = []
     for block in (*network.encoder_blocks, *network.decoder_blocks):
-        if block.norm is not None:
-            norm_first = getattr(block, "norm_first", True)
-            bias = block.norm.bias if norm_first else block.conv.bias
-            bias.copy_(torch.where(torch.arange(len(bias)) % 2 == 0, KINK, -KINK))
+        if block.norm is not None and getattr(block, "norm_first", True):
+            block.norm.bias.copy_(sides(block.norm.bias))
+        elif block.norm is not None:
+            hooks.append(block.conv.register_forward_hook(move))
+    if hooks:
+        network(magnitude)
+    for hook in hooks:
+        hook.remove()
     return network
 
 
@@ -53,10 +67,10 @@ def check_learning(
 ) -> None:
     """What the kernels make of a batch is about as near to float64 as what PyTorch makes of it in the same types.
 
-    No element lies at a kink. A single tensor may be near by luck, so what they have on average counts as well. `with_kernels`: whether the
-    kernels run, in a context.
+    No element lies at a kink. A single tensor may be near by luck, so what they have on average counts as well.
+    `with_kernels`: whether the kernels run, in a context.
     """
-    network = off_the_kinks(network)
+    network = off_the_kinks(network, magnitude)
     with with_kernels(True):
         made = learnt(network, magnitude, element, kernels=True)
     with with_kernels(False):

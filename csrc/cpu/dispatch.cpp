@@ -4,6 +4,12 @@
 
 #include "level.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace pyunetsep::cpu {
 
 // PYUNETSEP_LEVELS is what CMakeLists.txt compiled, from the plainest to the widest: LEVEL(baseline) LEVEL(avx2) ...
@@ -51,6 +57,24 @@ const Level& level() {
   if (!current) chosen.store(current = widest(), std::memory_order_relaxed);
   return *current;
 }
+
+#if defined(__x86_64__) && defined(__linux__)
+bool has_matrix_unit() {
+  static const bool has = [] {
+    constexpr unsigned kTile = 1u << 24, kBfloat16 = 1u << 22;  // in edx of leaf 7
+    constexpr long kRequest = 0x1023, kTileData = 18;           // ARCH_REQ_XCOMP_PERM, which Linux wants asked for
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    if (!(edx & kTile) || !(edx & kBfloat16)) return false;
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return has;
+}
+#else
+bool has_matrix_unit() { return false; }
+#endif
+
+bool has_matrix_products() { return level().has_matrix_products(); }
 
 void set_simd_level(const std::string& name) {
   std::string known, usable;

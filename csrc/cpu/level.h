@@ -4,6 +4,15 @@
 
 namespace pyunetsep::cpu {
 
+template <typename T>
+struct NormKernels {
+  int64_t (*scratch_size)(const Normalisation<T>&);  // in doubles
+  void (*statistics)(const Normalisation<T>&, const NormStatistics&);
+  void (*apply)(const Normalisation<T>&, T* y);
+  void (*sums)(const Normalisation<T>&, const NormGradient<T>&);
+  void (*gradient)(const Normalisation<T>&, const NormGradient<T>&);
+};
+
 struct Level {
   const char* name;
   void (*ratio_mask_float)(const RatioMask<float>&);
@@ -32,13 +41,21 @@ struct Level {
   void (*weight_gradient)(const WeightGradient&);
   int64_t (*plane_weight_gradient_scratch_size)(const PlaneWeightGradient&);
   void (*plane_weight_gradient)(const PlaneWeightGradient&);
-  int64_t (*norm_scratch_size)(const Normalisation&);  // in doubles
-  void (*norm_statistics)(const Normalisation&, const NormStatistics&);
-  void (*norm_apply)(const Normalisation&, float* y);
-  void (*norm_sums)(const Normalisation&, const NormGradient&);
-  void (*norm_gradient)(const Normalisation&, const NormGradient&);
+  bool (*has_matrix_products)();  // see kernels.h
+  // Sizes are in bytes.
+  int64_t (*bfloat16_convolution_scratch_size)(const Bfloat16Convolution&);
+  void (*bfloat16_convolution)(const Bfloat16Convolution&);
+  int64_t (*bfloat16_upconvolution_scratch_size)(const Bfloat16Upconvolution&);
+  void (*bfloat16_upconvolution)(const Bfloat16Upconvolution&);
+  int64_t (*bfloat16_weight_gradient_scratch_size)(const Bfloat16WeightGradient&);
+  void (*bfloat16_weight_gradient)(const Bfloat16WeightGradient&);
+  const NormKernels<float>* norm;
+  const NormKernels<Bfloat16>* bfloat16_norm;
 };
 
 const Level& level();  // the one in use
+
+// Whether this processor, and its system, have AMX for bfloat16.
+bool has_matrix_unit();
 
 }  // namespace pyunetsep::cpu

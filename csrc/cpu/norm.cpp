@@ -1,4 +1,4 @@
-#include "../kernels.h"
+#include "level.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -18,8 +18,6 @@ constexpr int64_t kStretch = 512;        // pixels: two maps of them lie in the 
 constexpr int kAtOnce = 4;
 inline Vec sum(const Vec (&parts)[kAtOnce]) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
 
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
-
 // A stretch of a map, and where its block's channels begin among the map's parameters.
 struct Stretch {
   int64_t image, block, pixel, pixels;
@@ -29,7 +27,8 @@ struct Stretch {
 struct Stretches {
   int64_t blocks, pixels, of_block, count;
 
-  explicit Stretches(const Normalisation& a)
+  template <typename T>
+  explicit Stretches(const Normalisation<T>& a)
       : blocks(ceil_div(a.channels, kBlock)),
         pixels(a.pixels),
         of_block(ceil_div(a.pixels, kStretch)),
@@ -54,7 +53,8 @@ inline Bits mixed(Bits number, int shift, uint32_t factor) { return (number ^ (n
 // mixes the place alone; pyunetsep/dropout.py has the same.
 class Dropping {
  public:
-  Dropping(const Normalisation& a, int64_t image, int64_t channel)
+  template <typename T>
+  Dropping(const Normalisation<T>& a, int64_t image, int64_t channel)
       : seed_(static_cast<uint32_t>(a.dropout.seeds ? a.dropout.seeds[image] : 0)),
         threshold_(a.dropout.threshold),
         factor_(broadcast(a.dropout.factor)) {
@@ -75,8 +75,8 @@ class Dropping {
 };
 
 // Calls body(stretch, part, to) for each vector of channels of each stretch, which leaves its `Sums` vectors at `to`.
-template <int Sums, typename Body>
-void for_each_stretch(const Normalisation& a, double* sums, const Body& body) {
+template <int Sums, typename T, typename Body>
+void for_each_stretch(const Normalisation<T>& a, double* sums, const Body& body) {
   const Stretches stretches(a);
   parallel_tasks(stretches.count, a.threads, [&](int64_t task, int64_t) {
     for (int part = 0; part < kParts; ++part) {
@@ -92,8 +92,8 @@ void for_each_stretch(const Normalisation& a, double* sums, const Body& body) {
 }
 
 // Calls body(channel, pixels, sums) for the stretches of each channel in their order; sums are kBlock apart.
-template <int Sums, typename Body>
-void for_each_sum(const Normalisation& a, const double* sums, const Body& body) {
+template <int Sums, typename T, typename Body>
+void for_each_sum(const Normalisation<T>& a, const double* sums, const Body& body) {
   const Stretches stretches(a);
   for (int64_t task = 0; task < stretches.count; ++task) {
     const Stretch stretch = stretches[task];
@@ -104,10 +104,10 @@ void for_each_sum(const Normalisation& a, const double* sums, const Body& body) 
 }
 
 // Gradients of z and of p, and p's distance from its mean in deviations.
-template <bool Drops>
+template <bool Drops, typename T>
 class Backward {
  public:
-  Backward(const Normalisation& a, const NormGradient& to, const Stretch& stretch, int part)
+  Backward(const Normalisation<T>& a, const NormGradient<T>& to, const Stretch& stretch, int part)
       : channel_(stretch.block * kBlock + part * kLanes),
         x_(a.x + stretch.at + part * kLanes),
         gradient_(to.gradient + stretch.image * to.gradient_stride + part * kLanes +
@@ -135,14 +135,14 @@ class Backward {
 
  private:
   int64_t channel_;
-  const float *x_, *gradient_;
+  const T *x_, *gradient_;
   int64_t pixel_;
   Vec inner_slope_, slope_, mean_, scale_, bias_, inverse_deviation_;
   Dropping dropping_;
 };
 
-template <bool Drops>
-void apply(const Normalisation& a, float* y) {
+template <bool Drops, typename T>
+void apply(const Normalisation<T>& a, T* y) {
   const Stretches stretches(a);
   parallel_tasks(stretches.count, a.threads, [&](int64_t task, int64_t) {
     const Stretch stretch = stretches[task];
@@ -161,10 +161,10 @@ void apply(const Normalisation& a, float* y) {
   });
 }
 
-template <bool Drops>
-void sum_gradients(const Normalisation& a, const NormGradient& to) {
+template <bool Drops, typename T>
+void sum_gradients(const Normalisation<T>& a, const NormGradient<T>& to) {
   for_each_stretch<2>(a, to.scratch, [&](const Stretch& stretch, int part, Vec* sums) {
-    const Backward<Drops> backward(a, to, stretch, part);
+    const Backward<Drops, T> backward(a, to, stretch, part);
     Vec of_bias[kAtOnce] = {}, of_weight[kAtOnce] = {};
     for (int64_t i = 0; i < stretch.pixels; ++i) {
       Vec of_z, normal;
@@ -189,17 +189,17 @@ void sum_gradients(const Normalisation& a, const NormGradient& to) {
   }
 }
 
-template <bool Drops>
-void differentiate(const Normalisation& a, const NormGradient& to) {
+template <bool Drops, typename T>
+void differentiate(const Normalisation<T>& a, const NormGradient<T>& to) {
   const float share = static_cast<float>(1 / (static_cast<double>(a.batch) * static_cast<double>(a.pixels)));
   const Stretches stretches(a);
   parallel_tasks(stretches.count, a.threads, [&](int64_t task, int64_t) {
     const Stretch stretch = stretches[task];
     for (int part = 0; part < kParts; ++part) {
-      const Backward<Drops> backward(a, to, stretch, part);
+      const Backward<Drops, T> backward(a, to, stretch, part);
       const Vec mean = share * load(to.of_bias + backward.channel());
       const Vec mean_by_normal = share * load(to.of_weight + backward.channel());
-      float* of_x = to.of_x + stretch.at + part * kLanes;
+      T* of_x = to.of_x + stretch.at + part * kLanes;
       for (int64_t i = 0; i < stretch.pixels; ++i) {
         Vec of_z, normal;
         backward(i, of_z, normal);
@@ -210,18 +210,18 @@ void differentiate(const Normalisation& a, const NormGradient& to) {
   });
 }
 
-}  // namespace
-
-int64_t norm_scratch_size(const Normalisation& a) {
+template <typename T>
+int64_t norm_scratch_size(const Normalisation<T>& a) {
   const Stretches stretches(a);
   return (2 * stretches.count + 3 * stretches.blocks) * kBlock;
 }
 
-void norm_statistics(const Normalisation& a, const NormStatistics& to) {
+template <typename T>
+void norm_statistics(const Normalisation<T>& a, const NormStatistics& to) {
   const Vec inner_slope = broadcast(a.inner_slope);
   // Each stretch's mean, and the squares of the distances from it: no difference of large sums.
   for_each_stretch<2>(a, to.scratch, [&](const Stretch& stretch, int part, Vec* sums) {
-    const float* x = a.x + stretch.at + part * kLanes;
+    const T* x = a.x + stretch.at + part * kLanes;
     Vec values[kAtOnce] = {}, squares[kAtOnce] = {};
     for (int64_t i = 0; i < stretch.pixels; ++i) values[i % kAtOnce] += activated(load(x + i * kBlock), inner_slope);
     const Vec mean = sum(values) / static_cast<float>(stretch.pixels);
@@ -251,16 +251,27 @@ void norm_statistics(const Normalisation& a, const NormStatistics& to) {
   }
 }
 
-void norm_apply(const Normalisation& args, float* y) {
+template <typename T>
+void norm_apply(const Normalisation<T>& args, T* y) {
   args.dropout.seeds ? apply<true>(args, y) : apply<false>(args, y);
 }
 
-void norm_sums(const Normalisation& args, const NormGradient& to) {
+template <typename T>
+void norm_sums(const Normalisation<T>& args, const NormGradient<T>& to) {
   args.dropout.seeds ? sum_gradients<true>(args, to) : sum_gradients<false>(args, to);
 }
 
-void norm_gradient(const Normalisation& args, const NormGradient& to) {
+template <typename T>
+void norm_gradient(const Normalisation<T>& args, const NormGradient<T>& to) {
   args.dropout.seeds ? differentiate<true>(args, to) : differentiate<false>(args, to);
 }
+
+}  // namespace
+
+extern const NormKernels<float> kNorm;
+extern const NormKernels<Bfloat16> kBfloat16Norm;
+const NormKernels<float> kNorm{&norm_scratch_size, &norm_statistics, &norm_apply, &norm_sums, &norm_gradient};
+const NormKernels<Bfloat16> kBfloat16Norm{&norm_scratch_size, &norm_statistics, &norm_apply, &norm_sums,
+                                          &norm_gradient};
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

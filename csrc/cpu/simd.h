@@ -10,6 +10,8 @@
 #include <cstring>
 #include <utility>
 
+#include "../kernels.h"
+
 #ifndef PYUNETSEP_SIMD
 #error "PYUNETSEP_SIMD: CMakeLists.txt sets it for each level"
 #endif
@@ -36,6 +38,22 @@ static inline Vec load(const float* from) {
   return vec;
 }
 static inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
+
+// The same of bfloat16: the upper halves of the floats' bits, rounded to nearest, ties to even; NaN stays one.
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes)));
+
+static inline Vec load(const Bfloat16* from) {
+  HalfBits bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (Vec)(__builtin_convertvector(bits, Bits) << 16);
+}
+static inline void store(Bfloat16* to, Vec vec) {
+  const auto bits = (Bits)vec;
+  const Bits rounded = vec == vec ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+  const HalfBits halves = __builtin_convertvector(rounded, HalfBits);
+  std::memcpy(to, &halves, sizeof halves);
+}
 
 // To an address that is a multiple of the vector's size, past the caches where the processor can: without reading the
 // line first, for what is so large that the next reader would not find it there. Ends with a finish_streaming().
@@ -64,23 +82,28 @@ static inline void finish_streaming() {
 static inline Vec broadcast(float value) { return value - Vec{}; }  // 0 + value would not keep -0, and take an addition
 
 // One step of `transpose`: rows kStep apart exchange every other kStep of their elements.
-template <int kStep, int... kElements>
-static inline void exchange(Vec& first, Vec& second, std::integer_sequence<int, kElements...>) {
-  const Vec even =
-      __builtin_shufflevector(first, second, (kElements / kStep % 2 == 0 ? kElements : kLanes + kElements - kStep)...);
+template <int kStep, typename V, int... kElements>
+static inline void exchange(V& first, V& second, std::integer_sequence<int, kElements...>) {
+  constexpr int kCount = sizeof...(kElements);
+  const V even =
+      __builtin_shufflevector(first, second, (kElements / kStep % 2 == 0 ? kElements : kCount + kElements - kStep)...);
   second =
-      __builtin_shufflevector(first, second, (kElements / kStep % 2 == 0 ? kElements + kStep : kLanes + kElements)...);
+      __builtin_shufflevector(first, second, (kElements / kStep % 2 == 0 ? kElements + kStep : kCount + kElements)...);
   first = even;
 }
 
 // Rows become columns.
-template <int kStep = kLanes / 2>
-static inline void transpose(Vec (&rows)[kLanes]) {
+template <int kStep, typename V, int kCount>
+static inline void transpose_in_steps(V (&rows)[kCount]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i / kStep % 2 == 0) exchange<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kLanes>{});
+  for (int i = 0; i < kCount; ++i) {
+    if (i / kStep % 2 == 0) exchange<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kCount>{});
   }
-  if constexpr (kStep > 1) transpose<kStep / 2>(rows);
+  if constexpr (kStep > 1) transpose_in_steps<kStep / 2>(rows);
+}
+template <typename V, int kCount>
+static inline void transpose(V (&rows)[kCount]) {
+  transpose_in_steps<kCount / 2>(rows);
 }
 
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }

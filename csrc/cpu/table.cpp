@@ -29,11 +29,15 @@ int64_t weight_gradient_scratch_size(const WeightGradient& args);
 void weight_gradient(const WeightGradient& args);
 int64_t plane_weight_gradient_scratch_size(const PlaneWeightGradient& args);
 void plane_weight_gradient(const PlaneWeightGradient& args);
-int64_t norm_scratch_size(const Normalisation& args);
-void norm_statistics(const Normalisation& args, const NormStatistics& to);
-void norm_apply(const Normalisation& args, float* y);
-void norm_sums(const Normalisation& args, const NormGradient& to);
-void norm_gradient(const Normalisation& args, const NormGradient& to);
+bool has_matrix_products();
+int64_t bfloat16_convolution_scratch_size(const Bfloat16Convolution& args);
+void bfloat16_convolution(const Bfloat16Convolution& args);
+int64_t bfloat16_upconvolution_scratch_size(const Bfloat16Upconvolution& args);
+void bfloat16_upconvolution(const Bfloat16Upconvolution& args);
+int64_t bfloat16_weight_gradient_scratch_size(const Bfloat16WeightGradient& args);
+void bfloat16_weight_gradient(const Bfloat16WeightGradient& args);
+extern const NormKernels<float> kNorm;
+extern const NormKernels<Bfloat16> kBfloat16Norm;
 
 extern const Level kLevel;
 const Level kLevel{
@@ -61,11 +65,15 @@ const Level kLevel{
     .weight_gradient = &weight_gradient,
     .plane_weight_gradient_scratch_size = &plane_weight_gradient_scratch_size,
     .plane_weight_gradient = &plane_weight_gradient,
-    .norm_scratch_size = &norm_scratch_size,
-    .norm_statistics = &norm_statistics,
-    .norm_apply = &norm_apply,
-    .norm_sums = &norm_sums,
-    .norm_gradient = &norm_gradient,
+    .has_matrix_products = &has_matrix_products,
+    .bfloat16_convolution_scratch_size = &bfloat16_convolution_scratch_size,
+    .bfloat16_convolution = &bfloat16_convolution,
+    .bfloat16_upconvolution_scratch_size = &bfloat16_upconvolution_scratch_size,
+    .bfloat16_upconvolution = &bfloat16_upconvolution,
+    .bfloat16_weight_gradient_scratch_size = &bfloat16_weight_gradient_scratch_size,
+    .bfloat16_weight_gradient = &bfloat16_weight_gradient,
+    .norm = &kNorm,
+    .bfloat16_norm = &kBfloat16Norm,
 };
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

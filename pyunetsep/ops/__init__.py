@@ -21,7 +21,7 @@ from .checks import (
     check_window,
     shape,
 )
-from .kernels import build_info, kernels_enabled
+from .kernels import build_info, has_matrix_products, kernels_enabled
 
 __all__ = [
     "ratio_mask",
@@ -35,6 +35,7 @@ __all__ = [
     "mask_block",
     "dilated_head",
     "build_info",
+    "has_matrix_products",
     "kernels_enabled",
 ]
 

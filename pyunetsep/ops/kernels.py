@@ -64,6 +64,11 @@ def simd_levels() -> list[str]:
     return _C.simd_levels()
 
 
+def has_matrix_products() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 in hardware (AMX), at the instruction set that is used."""
+    return _C.has_matrix_products()
+
+
 def kernels_enabled() -> bool:
     """Whether the kernels may run: yes, unless the environment says `PYUNETSEP_KERNELS=0`.
 

@@ -242,7 +242,7 @@ class Trainer:
 def _layout(config: TrainingConfig, device: torch.device) -> torch.memory_format:
     """How weights lie in memory: as the kernels read them, or as PyTorch's convolutions are fastest."""
     plain = not config.compile and not config.freeze_all_but
-    computes = config.precision == "float32" or device.type == "cuda"
+    computes = unet_training.computes(device, DTYPES[config.precision])
     in_kernels = plain and computes and unet_training.suits(config.model.unet) and kernels_enabled()
     return torch.contiguous_format if in_kernels else torch.channels_last
 
