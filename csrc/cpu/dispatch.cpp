@@ -59,7 +59,7 @@ const Level& level() {
 }
 
 #if defined(__x86_64__) && defined(__linux__)
-bool has_matrix_unit() {
+bool has_matrix_unit() noexcept {
   static const bool has = [] {
     constexpr unsigned kTile = 1u << 24, kBfloat16 = 1u << 22;  // in edx of leaf 7
     constexpr long kRequest = 0x1023, kTileData = 18;           // ARCH_REQ_XCOMP_PERM, which Linux wants asked for
@@ -71,7 +71,7 @@ bool has_matrix_unit() {
   return has;
 }
 #else
-bool has_matrix_unit() { return false; }
+bool has_matrix_unit() noexcept { return false; }
 #endif
 
 bool has_matrix_products() { return level().has_matrix_products(); }

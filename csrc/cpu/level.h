@@ -56,6 +56,6 @@ struct Level {
 const Level& level();  // the one in use
 
 // Whether this processor, and its system, have AMX for bfloat16.
-bool has_matrix_unit();
+bool has_matrix_unit() noexcept;
 
 }  // namespace pyunetsep::cpu

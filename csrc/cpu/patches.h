@@ -22,6 +22,8 @@ struct Maps {
   int64_t pixels() const { return rows * columns; }
 };
 
+static constexpr Bfloat16 kZeros[kBlock] = {};
+
 // Sixteen pixels of a grid over maps, from `first` on, and what they reach: tap (i, j) of a pixel (r, c) is pixel
 // (kStride r + i + offset, kStride c + j + offset) of the maps. Outside, and for pixels behind the last, there are
 // zeros.
@@ -73,8 +75,6 @@ class Reach {
   }
 
  private:
-  static constexpr Bfloat16 kZeros[kBlock] = {};
-
   const Maps& maps_;
   bool there_[kTileRows];
   int64_t image_[kTileRows], row_[kTileRows], column_[kTileRows];

@@ -109,7 +109,7 @@ bool has_matrix_products() { return has_matrix_unit(); }
 bool has_matrix_products() { return false; }
 #endif
 
-Tiles::Tiles() : in_hardware_(has_matrix_products()) {
+Tiles::Tiles() noexcept : in_hardware_(has_matrix_products()) {
   if (in_hardware_) begin_tiles();
 }
 
@@ -117,7 +117,7 @@ Tiles::~Tiles() {
   if (in_hardware_) end_tiles();
 }
 
-void Tiles::multiply(const TileProduct& product, int rows, int columns) const {
+void Tiles::multiply(const TileProduct& product, int rows, int columns) const noexcept {
   if (rows > 1) {
     columns > 1 ? PYUNETSEP_SIMD::multiply<2, 2>(product, in_hardware_)
                 : PYUNETSEP_SIMD::multiply<2, 1>(product, in_hardware_);

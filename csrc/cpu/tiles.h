@@ -26,13 +26,13 @@ bool has_matrix_products();  // here and at this level
 
 class Tiles {
  public:
-  Tiles();  // of this thread, until it ends
+  Tiles() noexcept;  // of this thread, until it ends
   ~Tiles();
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
   // `rows` and `columns`: how many tiles of them, 1 or 2.
-  void multiply(const TileProduct& product, int rows, int columns) const;
+  void multiply(const TileProduct& product, int rows, int columns) const noexcept;
 
  private:
   bool in_hardware_;
