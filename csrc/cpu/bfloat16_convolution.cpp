@@ -17,12 +17,13 @@ constexpr int64_t kBytes = kTileSize * sizeof(uint16_t);
 
 // How the work is cut: tasks make some tiles of pixels for some blocks of channels.
 struct Cut {
+  int64_t tiles;                 // of pixels
   int64_t row_tiles, row_tasks;  // of a task; how many there are
   int64_t groups;                // of blocks of channels
   int64_t panel;                 // tiles of a
 
-  Cut(int64_t pixels, int64_t depth, int64_t blocks, int64_t threads) {
-    const int64_t tiles = ceil_div(pixels, kTileRows);
+  Cut(const CoarseAndFine& maps, int64_t depth, int64_t blocks, int64_t threads)
+      : tiles(ceil_div(maps.batch * maps.rows * maps.columns, kTileRows)) {
     row_tiles = min(min(max<int64_t>(2, kPanelTiles / depth / 2 * 2), kMaxRowTiles), tiles);
     row_tasks = ceil_div(tiles, row_tiles);
     groups = min(blocks, ceil_div(4 * threads, row_tasks));
@@ -87,7 +88,7 @@ int64_t depth_of(const Bfloat16Convolution& a) {
 
 Cut cut_of(const Bfloat16Convolution& a) {
   const CoarseAndFine& maps = a.maps;
-  return {maps.batch * maps.rows * maps.columns, depth_of(a), blocks_of(maps.coarse_channels[0]), a.threads};
+  return {maps, depth_of(a), blocks_of(maps.coarse_channels[0]), a.threads};
 }
 
 // One block of output channels: from [out, in, 5, 5], in tiles of a tap of 32 input channels.
@@ -140,15 +141,12 @@ void pack_planes(const Bfloat16Convolution& a, int64_t block, int64_t depth, uin
 }
 
 // What sixteen pixels reach, as tiles.
-void lay_out(const Bfloat16Convolution& a, int64_t first, uint16_t* to) {
+void lay_out(const Bfloat16Convolution& a, const Pixels& grid, uint16_t* to) {
   const CoarseAndFine& maps = a.maps;
   if (a.fine) {
     const Maps fine{{a.fine, nullptr}, {blocks_of(maps.fine_channels), 0}, 2 * maps.rows, 2 * maps.columns};
-    const Reach<2> reach(fine, maps.batch, maps.rows, maps.columns, -maps.pad, first);
-    const int64_t pairs = block_pairs(fine.blocks[0]);
-    for (int tap = 0; tap < kTaps; ++tap) {
-      for (int64_t pair = 0; pair < pairs; ++pair, to += kTileSize) reach.rows(tap / kSide, tap % kSide, pair, to);
-    }
+    const Reach<2, kSide> reach(fine, grid, -maps.pad);
+    lay_out_rows(reach, fine.blocks[0], to);
     return;
   }
   const PlanePatches patches(maps, a.planes);
@@ -165,20 +163,20 @@ void lay_out(const Bfloat16Convolution& a, int64_t first, uint16_t* to) {
     for (int p = 0; p < kTileRows; ++p) write(to + p * kTileDepth, rows[p]);
     to += kTileSize;
   };
-  patches.for_each(first, take);
+  patches.for_each(grid, take);
   for (int64_t k = patches.size(); k % kTileDepth; ++k) take(k, Floats{});
 }
 
-void store_block(const Bfloat16Convolution& a, int64_t block, int64_t first, const float* sums) {
+void store_block(const Bfloat16Convolution& a, int64_t block, const Pixels& grid, const float* sums) {
   const CoarseAndFine& maps = a.maps;
-  const int64_t pixels = maps.rows * maps.columns, blocks = blocks_of(maps.coarse_channels[0]);
+  const int64_t blocks = blocks_of(maps.coarse_channels[0]);
   const Bias bias(a.bias, block, maps.coarse_channels[0]);
-  for (int64_t p = 0; p < min<int64_t>(kTileRows, maps.batch * pixels - first); ++p) {
-    const int64_t image = (first + p) / pixels, pixel = (first + p) % pixels;
+  for (int p = 0; p < grid.count; ++p) {
+    const int64_t row = (grid.image[p] * blocks + block) * maps.rows + grid.row[p];
     Floats of_pixel;
     read(of_pixel, sums + p * kBlock);
     bias.add(of_pixel);
-    store_channels(a.coarse + ((image * blocks + block) * pixels + pixel) * kBlock, of_pixel);
+    store_channels(a.coarse + (row * maps.columns + grid.column[p]) * kBlock, of_pixel);
   }
 }
 
@@ -217,8 +215,7 @@ int64_t b_start(const PhaseTaps& taps, int64_t pairs, int64_t blocks, int phase,
 
 Cut cut_of(const Bfloat16Upconvolution& a) {
   const CoarseAndFine& maps = a.maps;
-  return {maps.batch * maps.rows * maps.columns, kPhaseTaps * block_pairs(coarse_blocks(maps)),
-          blocks_of(maps.fine_channels), a.threads};
+  return {maps, kPhaseTaps * block_pairs(coarse_blocks(maps)), blocks_of(maps.fine_channels), a.threads};
 }
 
 // One block of output channels: from [in, out, 5, 5], in tiles of a tap of 32 input channels.
@@ -255,21 +252,20 @@ void pack_block(const Bfloat16Upconvolution& a, const PhaseTaps& taps, int64_t b
   }
 }
 
-void store_block(const Bfloat16Upconvolution& a, int phase, int64_t block, int64_t first, const float* sums) {
+void store_block(const Bfloat16Upconvolution& a, int phase, int64_t block, const Pixels& grid, const float* sums) {
   const CoarseAndFine& maps = a.maps;
-  const int64_t pixels = maps.rows * maps.columns, blocks = blocks_of(maps.fine_channels);
+  const int64_t blocks = blocks_of(maps.fine_channels), rows = 2 * maps.rows, columns = 2 * maps.columns;
   const Bias bias(a.bias, block, maps.fine_channels);
-  for (int64_t p = 0; p < min<int64_t>(kTileRows, maps.batch * pixels - first); ++p) {
-    const int64_t image = (first + p) / pixels, row = 2 * ((first + p) / maps.columns % maps.rows) + phase / 2;
-    const int64_t pixel = 2 * row * maps.columns + 2 * ((first + p) % maps.columns) + phase % 2;
+  for (int p = 0; p < grid.count; ++p) {
+    const int64_t row = 2 * grid.row[p] + phase / 2, column = 2 * grid.column[p] + phase % 2;
     Floats of_pixel;
     read(of_pixel, sums + p * kBlock);
     bias.add(of_pixel);
     if (a.fine) {
-      store_channels(a.fine + ((image * blocks + block) * 4 * pixels + pixel) * kBlock, of_pixel);
+      store_channels(a.fine + (((grid.image[p] * blocks + block) * rows + row) * columns + column) * kBlock, of_pixel);
     } else {
       for (int64_t c = 0; c < maps.fine_channels; ++c) {
-        a.planes[(image * maps.fine_channels + c) * 4 * pixels + pixel] = of_pixel[c];
+        a.planes[((grid.image[p] * maps.fine_channels + c) * rows + row) * columns + column] = of_pixel[c];
       }
     }
   }
@@ -283,7 +279,7 @@ int64_t bfloat16_convolution_scratch_size(const Bfloat16Convolution& a) {
 
 void bfloat16_convolution(const Bfloat16Convolution& a) {
   const CoarseAndFine& maps = a.maps;
-  const int64_t depth = depth_of(a), blocks = blocks_of(maps.coarse_channels[0]), pixels = maps.rows * maps.columns;
+  const int64_t depth = depth_of(a), blocks = blocks_of(maps.coarse_channels[0]);
   const int64_t pairs = a.fine ? block_pairs(blocks_of(maps.fine_channels)) : 1;
   const Cut cut = cut_of(a);
   uint16_t* const b = Scratch(a.scratch, 0, cut, 0).b;
@@ -293,10 +289,12 @@ void bfloat16_convolution(const Bfloat16Convolution& a) {
   });
   parallel_tasks(cut.tasks(), a.threads, [&](int64_t task, int64_t thread) {
     const int64_t first_tile = task / cut.groups * cut.row_tiles, group = task % cut.groups;
-    const int64_t tiles = min(cut.row_tiles, ceil_div(maps.batch * pixels, kTileRows) - first_tile);
+    const int64_t tiles = min(cut.row_tiles, cut.tiles - first_tile);
     uint16_t* const panel = Scratch(a.scratch, blocks * depth, cut, thread).a;
+    Pixels grid[kMaxRowTiles];
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      lay_out(a, (first_tile + tile) * kTileRows, panel + tile * depth * kTileSize);
+      grid[tile] = Pixels(maps, (first_tile + tile) * kTileRows);
+      lay_out(a, grid[tile], panel + tile * depth * kTileSize);
     }
     constexpr int kAll[] = {0};
     const Tiles unit;
@@ -310,8 +308,7 @@ void bfloat16_convolution(const Bfloat16Convolution& a) {
             sums.product(panel + tile * depth * kTileSize, depth, b + block * depth * kTileSize, depth, kAll, 1), rows,
             columns);
         for (int m = 0; m < rows; ++m) {
-          for (int n = 0; n < columns; ++n)
-            store_block(a, block + n, (first_tile + tile + m) * kTileRows, sums.of[m][n]);
+          for (int n = 0; n < columns; ++n) store_block(a, block + n, grid[tile + m], sums.of[m][n]);
         }
       }
     }
@@ -326,7 +323,7 @@ int64_t bfloat16_upconvolution_scratch_size(const Bfloat16Upconvolution& a) {
 void bfloat16_upconvolution(const Bfloat16Upconvolution& a) {
   const CoarseAndFine& maps = a.maps;
   const int64_t pairs = block_pairs(coarse_blocks(maps)), depth = kPhaseTaps * pairs;
-  const int64_t blocks = blocks_of(maps.fine_channels), pixels = maps.rows * maps.columns;
+  const int64_t blocks = blocks_of(maps.fine_channels);
   const PhaseTaps taps(maps.phases);
   const Cut cut = cut_of(a);
   uint16_t* const b = Scratch(a.scratch, 0, cut, 0).b;
@@ -338,15 +335,13 @@ void bfloat16_upconvolution(const Bfloat16Upconvolution& a) {
                     maps.columns};
   parallel_tasks(cut.tasks(), a.threads, [&](int64_t task, int64_t thread) {
     const int64_t first_tile = task / cut.groups * cut.row_tiles, group = task % cut.groups;
-    const int64_t tiles = min(cut.row_tiles, ceil_div(maps.batch * pixels, kTileRows) - first_tile);
+    const int64_t tiles = min(cut.row_tiles, cut.tiles - first_tile);
     uint16_t* const panel = Scratch(a.scratch, blocks * pairs * kTaps, cut, thread).a;
+    Pixels grid[kMaxRowTiles];
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const Reach<1> reach(coarse, maps.batch, maps.rows, maps.columns, -1, (first_tile + tile) * kTileRows);
-      for (int at = 0; at < kPhaseTaps; ++at) {
-        for (int64_t pair = 0; pair < pairs; ++pair) {
-          reach.rows(at / kPhaseSide, at % kPhaseSide, pair, panel + (tile * depth + at * pairs + pair) * kTileSize);
-        }
-      }
+      grid[tile] = Pixels(maps, (first_tile + tile) * kTileRows);
+      const Reach<1, kPhaseSide> reach(coarse, grid[tile], -1);
+      lay_out_rows(reach, coarse.all_blocks(), panel + tile * depth * kTileSize);
     }
     const Tiles unit;
     const int64_t end = blocks * (group + 1) / cut.groups;
@@ -362,7 +357,7 @@ void bfloat16_upconvolution(const Bfloat16Upconvolution& a) {
                         rows, columns);
           for (int m = 0; m < rows; ++m) {
             for (int n = 0; n < columns; ++n) {
-              store_block(a, phase, block + n, (first_tile + tile + m) * kTileRows, sums.of[m][n]);
+              store_block(a, phase, block + n, grid[tile + m], sums.of[m][n]);
             }
           }
         }

@@ -59,15 +59,13 @@ struct Scratch {
   }
 };
 
-// Thirty-two pixels of a block of channels, in pairs: a row for each pair, or for each channel.
-void pair_pixels(const Bfloat16* const (&even)[kTileRows], const Bfloat16* const (&odd)[kTileRows],
-                 Pairs (&rows)[kPairs]) {
-  for (int i = 0; i < kPairs; ++i) {
-    // pixels 2 i and 2 i + 1
-    const Bfloat16* const* from = i < kPairs / 2 ? even : odd;
+// Sixteen pixels of a block of channels, in pairs: a row for each pair.
+template <typename At>
+void pair_pixels(const At& at, Pairs* rows) {
+  for (int i = 0; i < kTileRows / 2; ++i) {
     Halves first, second;
-    read(first, from[2 * i % kTileRows]);
-    read(second, from[2 * i % kTileRows + 1]);
+    read(first, at(2 * i));
+    read(second, at(2 * i + 1));
     pair_up(rows[i], first, second);
   }
 }
@@ -160,33 +158,35 @@ class Task {
                       {blocks_of(maps.coarse_channels[0]), blocks_of(maps.coarse_channels[1])},
                       maps.rows,
                       maps.columns};
-    const Reach<1> even(coarse, maps.batch, maps.rows, maps.columns, 0, first);
-    const Reach<1> odd(coarse, maps.batch, maps.rows, maps.columns, 0, first + kTileRows);
-    const Bfloat16 *of_even[kTileRows], *of_odd[kTileRows];
-    Pairs rows[kPairs];
+    const Pixels grid[2] = {{maps, first}, {maps, first + kTileRows}};
     for (int64_t row = 0; row < rows_; ++row) {
-      even.reach(0, 0, first_row_ + row, of_even);
-      odd.reach(0, 0, first_row_ + row, of_odd);
-      pair_pixels(of_even, of_odd, rows);
+      Pairs rows[kPairs];
+      for (int half = 0; half < 2; ++half) {
+        const Reach<1, 1> reach(coarse, grid[half], 0);
+        reach.for_each_tap(first_row_ + row,
+                           [&](int, const auto& at) { pair_pixels(at, rows + half * kTileRows / 2); });
+      }
       transpose(rows);
       store_tile(a_tile(row, k), rows);
     }
-    if (!a_.fine) return lay_out_planes(first, k);
+    if (!a_.fine) return lay_out_planes(grid, k);
     const Maps fine{{a_.fine, nullptr}, {blocks_of(maps.fine_channels), 0}, 2 * maps.rows, 2 * maps.columns};
-    const Reach<2> fine_even(fine, maps.batch, maps.rows, maps.columns, -maps.pad, first);
-    const Reach<2> fine_odd(fine, maps.batch, maps.rows, maps.columns, -maps.pad, first + kTileRows);
-    for (int tap = 0; tap < kTaps; ++tap) {
-      fine_even.reach(tap / kSide, tap % kSide, fine_block_, of_even);
-      fine_odd.reach(tap / kSide, tap % kSide, fine_block_, of_odd);
-      pair_pixels(of_even, of_odd, rows);
-      store_tile(b_tile(tap, k), rows);
+    for (int half = 0; half < 2; ++half) {
+      const Reach<2, kSide> reach(fine, grid[half], -maps.pad);
+      reach.for_each_tap(fine_block_, [&](int tap, const auto& at) {
+        Pairs rows[kTileRows / 2];
+        pair_pixels(at, rows);
+        for (int i = 0; i < kTileRows / 2; ++i) {
+          write(b_tile(tap, k) + (half * kTileRows / 2 + i) * kTileDepth, rows[i]);
+        }
+      });
     }
   }
 
-  void lay_out_planes(int64_t first, int64_t k) const {
+  void lay_out_planes(const Pixels (&grid)[2], int64_t k) const {
     const PlanePatches patches(a_.maps, a_.planes);
     for (int half = 0; half < 2; ++half) {
-      patches.for_each(first + half * kTileRows, [&](int64_t column, const Floats& values) {
+      patches.for_each(grid[half], [&](int64_t column, const Floats& values) {
         Pairs bits;
         round_to_bfloat16(bits, values);
         // a row for each column yet

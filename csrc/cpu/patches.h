@@ -24,63 +24,111 @@ struct Maps {
 
 static constexpr Bfloat16 kZeros[kBlock] = {};
 
-// Sixteen pixels of a grid over maps, from `first` on, and what they reach: tap (i, j) of a pixel (r, c) is pixel
-// (kStride r + i + offset, kStride c + j + offset) of the maps. Outside, and for pixels behind the last, there are
-// zeros.
-template <int kStride>
+// Up to sixteen neighbouring pixels of a grid, row by row and image by image.
+struct Pixels {
+  int64_t count, columns;
+  int64_t image[kTileRows], row[kTileRows], column[kTileRows];  // of the last ones too where there are fewer
+
+  Pixels() = default;
+  Pixels(const CoarseAndFine& maps, int64_t first)
+      : count(max<int64_t>(0, min<int64_t>(kTileRows, maps.batch * maps.rows * maps.columns - first))),
+        columns(maps.columns) {
+    image[0] = first / (maps.rows * columns);
+    row[0] = first / columns % maps.rows;
+    column[0] = first % columns;
+    for (int p = 1; p < kTileRows; ++p) {
+      const bool next_row = column[p - 1] + 1 == columns, next_image = next_row && row[p - 1] + 1 == maps.rows;
+      image[p] = image[p - 1] + next_image;
+      row[p] = next_image ? 0 : row[p - 1] + next_row;
+      column[p] = next_row ? 0 : column[p - 1] + 1;
+    }
+  }
+
+  bool in_one_row() const { return columns % kTileRows == 0; }
+};
+
+// What pixels of a grid reach in maps: tap (i, j) of a pixel (r, c), of kTapsASide x kTapsASide, is pixel (kStride r +
+// i
+// + offset, kStride c + j + offset) of the maps. Outside, and for pixels that there are not, there are zeros.
+template <int kStride, int kTapsASide>
 class Reach {
  public:
-  Reach(const Maps& maps, int64_t batch, int64_t rows, int64_t columns, int64_t offset, int64_t first) : maps_(maps) {
-    const int64_t all = batch * rows * columns;
-    int64_t image = first / (rows * columns), row = first / columns % rows, column = first % columns;
-    for (int i = 0; i < kTileRows; ++i) {
-      there_[i] = first + i < all;
-      image_[i] = image;
-      row_[i] = kStride * row + offset;
-      column_[i] = kStride * column + offset;
-      if (++column == columns) {
-        column = 0;
-        if (++row == rows) {
-          row = 0;
-          ++image;
-        }
-      }
-    }
-  }
+  Reach(const Maps& maps, const Pixels& grid, int64_t offset) : maps_(maps), grid_(grid), offset_(offset) {}
 
-  // Where each pixel's tap (i, j) begins in a block of channels.
-  void reach(int i, int j, int64_t block, const Bfloat16* (&to)[kTileRows]) const {
+  // Calls body(tap, at) for each tap, where at(p) points to the channels of the block that pixel p reaches.
+  template <typename Body>
+  void for_each_tap(int64_t block, const Body& body) const {
     const bool second = block >= maps_.blocks[0];
     if (second) block -= maps_.blocks[0];
-    for (int p = 0; p < kTileRows; ++p) {
-      const int64_t row = row_[p] + i, column = column_[p] + j;
-      const bool inside = there_[p] && 0 <= row && row < maps_.rows && 0 <= column && column < maps_.columns;
-      const int64_t of_image = image_[p] * maps_.blocks[second] + block;
-      to[p] = inside ? maps_.map[second] + (of_image * maps_.pixels() + row * maps_.columns + column) * kBlock : kZeros;
-    }
-  }
-
-  // A tile of rows: the pixels' tap in two blocks of channels, of which the second may be behind the last.
-  void rows(int i, int j, int64_t pair, uint16_t* tile) const {
-    for (int half = 0; half < 2; ++half) {
-      const int64_t block = 2 * pair + half;
-      const Bfloat16* from[kTileRows];
-      if (block < maps_.all_blocks()) reach(i, j, block, from);
-      for (int p = 0; p < kTileRows; ++p) {
-        Halves channels = {};
-        if (block < maps_.all_blocks()) read(channels, from[p]);
-        write(tile + p * kTileDepth + half * kBlock, channels);
-      }
-    }
+    const auto image = [&](int p) {
+      return maps_.map[second] + (grid_.image[p] * maps_.blocks[second] + block) * maps_.pixels() * kBlock;
+    };
+    grid_.in_one_row() ? neighbours(image(0), body) : pixels(image, body);
   }
 
  private:
+  // Of pixels in one row: what they reach is laid out once, with its margins.
+  template <typename Body>
+  void neighbours(const Bfloat16* image, const Body& body) const {
+    constexpr int kColumns = kStride * (kTileRows - 1) + kTapsASide;
+    alignas(64) Bfloat16 reached[kTapsASide][kColumns][kBlock];
+    for (int i = 0; i < kTapsASide; ++i) {
+      const int64_t row = kStride * grid_.row[0] + offset_ + i, left = kStride * grid_.column[0] + offset_;
+      const bool inside = grid_.count > 0 && 0 <= row && row < maps_.rows;
+      const int64_t begin = inside ? max<int64_t>(0, -left) : kColumns;
+      const int64_t end = inside ? min<int64_t>(kColumns, maps_.columns - left) : kColumns;
+      const Bfloat16* from = image + (row * maps_.columns + left) * kBlock;
+      for (int64_t j = 0; j < kColumns; ++j) {
+        Halves channels = {};
+        if (begin <= j && j < end) read(channels, from + j * kBlock);
+        write(reached[i][j], channels);
+      }
+    }
+    for (int tap = 0; tap < kTapsASide * kTapsASide; ++tap) {
+      const Bfloat16* first = reached[tap / kTapsASide][tap % kTapsASide];
+      body(tap, [&](int p) { return first + p * kStride * kBlock; });
+    }
+  }
+
+  // Of any pixels.
+  template <typename Image, typename Body>
+  void pixels(const Image& image, const Body& body) const {
+    for (int tap = 0; tap < kTapsASide * kTapsASide; ++tap) {
+      const Bfloat16* from[kTileRows];
+      for (int p = 0; p < kTileRows; ++p) {
+        const int64_t row = kStride * grid_.row[p] + offset_ + tap / kTapsASide;
+        const int64_t column = kStride * grid_.column[p] + offset_ + tap % kTapsASide;
+        const bool inside = p < grid_.count && 0 <= row && row < maps_.rows && 0 <= column && column < maps_.columns;
+        from[p] = inside ? image(p) + (row * maps_.columns + column) * kBlock : kZeros;
+      }
+      body(tap, [&](int p) { return from[p]; });
+    }
+  }
+
   const Maps& maps_;
-  bool there_[kTileRows];
-  int64_t image_[kTileRows], row_[kTileRows], column_[kTileRows];
+  const Pixels& grid_;
+  int64_t offset_;
 };
 
-// What sixteen pixels of a coarse grid reach in fine planes: for each channel and tap, k = 25 channel + tap, a vector
+// What sixteen pixels reach as tiles of rows, [taps, pairs of blocks]; an odd block's other half is 0.
+template <int kStride, int kTapsASide>
+static inline void lay_out_rows(const Reach<kStride, kTapsASide>& reach, int64_t blocks, uint16_t* tiles) {
+  const int64_t pairs = block_pairs(blocks);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const bool alone = block % 2 == 0 && block + 1 == blocks;
+    reach.for_each_tap(block, [&](int tap, const auto& at) {
+      uint16_t* const to = tiles + (tap * pairs + block / 2) * kTileSize + block % 2 * kBlock;
+      for (int p = 0; p < kTileRows; ++p) {
+        Halves channels;
+        read(channels, at(p));
+        write(to + p * kTileDepth, channels);
+        if (alone) write(to + p * kTileDepth + kBlock, Halves{});
+      }
+    });
+  }
+}
+
+// What pixels of a coarse grid reach in fine planes: for each channel and tap, k = 25 channel + tap, a vector
 // of the pixels.
 class PlanePatches {
  public:
@@ -89,37 +137,36 @@ class PlanePatches {
 
   int64_t size() const { return maps_.fine_channels * kTaps; }
 
-  // Calls body(k, values) for all k, of the pixels from `first` on.
+  // Calls body(k, values) for all k.
   template <typename Body>
-  void for_each(int64_t first, const Body& body) const {
+  void for_each(const Pixels& grid, const Body& body) const {
     for (int64_t channel = 0; channel < maps_.fine_channels; ++channel) {
       for (int i = 0; i < kSide; ++i) {
         const int k = static_cast<int>(channel) * kTaps + i * kSide;
         Floats values[kSide];
-        maps_.columns % kTileRows == 0 ? neighbours(first, channel, i, values) : pixels(first, channel, i, values);
+        grid.in_one_row() ? neighbours(grid, channel, i, values) : pixels(grid, channel, i, values);
         for (int j = 0; j < kSide; ++j) body(k + j, values[j]);
       }
     }
   }
 
  private:
-  // Where a pixel's row of taps begins, which may be outside, or null if there is no such row.
-  const float* line(int64_t pixel, int64_t channel, int i, int64_t& column) const {
-    const int64_t image = pixel / (maps_.rows * maps_.columns);
-    const int64_t row = 2 * (pixel / maps_.columns % maps_.rows) + i - maps_.pad;
-    column = 2 * (pixel % maps_.columns) - maps_.pad;
-    const bool inside = image < maps_.batch && 0 <= row && row < rows_;
-    return inside ? planes_ + ((image * maps_.fine_channels + channel) * rows_ + row) * columns_ : nullptr;
+  // Where row i of a pixel's taps begins, which may be outside, or null if there is no such row.
+  const float* line(const Pixels& grid, int p, int64_t channel, int i, int64_t& column) const {
+    const int64_t row = 2 * grid.row[p] + i - maps_.pad;
+    column = 2 * grid.column[p] - maps_.pad;
+    const bool inside = p < grid.count && 0 <= row && row < rows_;
+    return inside ? planes_ + ((grid.image[p] * maps_.fine_channels + channel) * rows_ + row) * columns_ : nullptr;
   }
 
-  // Of pixels that lie in one row.
-  void neighbours(int64_t first, int64_t channel, int i, Floats (&values)[kSide]) const {
+  // Of pixels in one row.
+  void neighbours(const Pixels& grid, int64_t channel, int i, Floats (&values)[kSide]) const {
     constexpr int64_t kReached = 2 * kTileRows + kSide;
     float reached[kReached] = {};
     int64_t column;
-    if (const float* from = line(first, channel, i, column)) {
+    if (const float* from = line(grid, 0, channel, i, column)) {
       const int64_t begin = max<int64_t>(0, -column), end = min(kReached, columns_ - column);
-      std::memcpy(reached + begin, from + column + begin, static_cast<size_t>(end - begin) * sizeof(float));
+      for (int64_t j = begin; j < end; ++j) reached[j] = from[column + j];
     }
     for (int j = 0; j < kSide; ++j) {
       Floats low, high;
@@ -130,10 +177,10 @@ class PlanePatches {
   }
 
   // Of any pixels.
-  void pixels(int64_t first, int64_t channel, int i, Floats (&values)[kSide]) const {
+  void pixels(const Pixels& grid, int64_t channel, int i, Floats (&values)[kSide]) const {
     for (int p = 0; p < kTileRows; ++p) {
       int64_t column;
-      const float* from = line(first + p, channel, i, column);
+      const float* from = line(grid, p, channel, i, column);
       for (int j = 0; j < kSide; ++j) {
         values[j][p] = from && 0 <= column + j && column + j < columns_ ? from[column + j] : 0.0f;
       }
