@@ -5,7 +5,8 @@
 A step is all of it: examples are drawn and augmented, transformed, and pushed forward and back through both stems'
 networks; the optimiser and the average of the weights follow. The rivals are the same by PyTorch's own means:
 torch.stft, nn.Dropout and Adam on the same waves, as one would write it first (float32, default layout), and as one
-would make it faster: channels last and a fused optimiser, then autocast, then compiled. On a GPU each of them is also a
+would make it faster: channels last and a fused optimiser, then autocast, then compiled. Ours trains in bfloat16 too,
+on CPUs that have matrix products of it. On a GPU each of them is also a
 CUDA graph: the step from the magnitudes on, or torch.compile's "reduce-overhead". All take turns in one process. Memory
 is the peak above what was there before, on a CPU that of a process of its own; whom it does not suffice for is left
 out. The share of the peak counts the multiply-adds of the convolutions and their gradients as they are defined, on a
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 from pyunetsep.benchmark import alternate, fma_peak, layer_flop, use_kernels
 from pyunetsep.config import PRESETS, ModelConfig
 from pyunetsep.data import STEMS, Recording, Track
+from pyunetsep.ops import has_matrix_products
 from pyunetsep.training.config import TrainingConfig
 from pyunetsep.training.examples import Examples
 from pyunetsep.training.trainer import DTYPES, Trainer
@@ -66,6 +68,7 @@ class Means:
 
 ON_CPU = {
     OURS: Means(ours=True),
+    **({f"{OURS}, bfloat16": Means("bfloat16", ours=True)} if has_matrix_products() else {}),
     EAGER: Means(),
     f"{EAGER}, channels last": Means(fast=True),
     f"{EAGER}, bfloat16": Means("bfloat16", fast=True),
