@@ -210,40 +210,30 @@ def training() -> str:
 
 
 def training_on_cpu(data: Any) -> str:
-    """All rivals, a column each."""
-    cells = data["results"]["cells"]
-    names = [name for name in dict.fromkeys(name for cell in cells for name in cell["steps"]) if name != OURS]
-    rows = []
-    for cell in cells:
-        steps = cell["steps"]
-        ours, peer = steps.get(OURS), fastest(steps)
-        ratio = f"{steps[peer]['median_s'] / ours['median_s']:.1f}" if ours and peer else ""
-        share = f"{ours['share_of_peak']:.0%}" if ours else ""
-        columns = [title(cell["preset"]), str(cell["batch"]), of_step(ours), share, ratio]
-        rows.append(f"| {' | '.join([*columns, *(of_step(steps.get(name)) for name in names)])} |")
-    peak = max(cell["peak_gflops"]["float32"] for cell in cells)
-    return (
-        f"| a step | examples | pyunetsep | of the peak | ratio | {' | '.join(names)} |\n"
-        + "| --- " * (5 + len(names))
-        + "|\n"
-        + "\n".join(rows)
-        + "\n\n"
-        + paragraph(
-            f"Medians and peak memory, both networks, {data['results']['threads']} threads of "
-            f"{a(data['context']['cpu'])}; n/a was not measured. The ratio is "
-            f"that of the fastest rival to pyunetsep. The peak, multiply-adds in registers, is {peak:.0f} GFLOP/s; "
-            "counted are those of the convolutions and their gradients alone, as they are defined."
-        )
-        + "\n\n![Bars: a step of training on the CPU](docs/images/training-step.png)"
-    )
+    peak = max(cell["peak_gflops"]["float32"] for cell in data["results"]["cells"])
+    return steps_table(data, "training-step.png", (
+        f"Medians and peak memory, both networks, {data['results']['threads']} threads of "
+        f"{a(data['context']['cpu'])}; n/a was not measured. PyTorch's fastest is of eager or compiled ones, channels "
+        f"last or not. The peak is that of multiply-adds of float32 in registers, {peak:.0f} GFLOP/s; counted are "
+        "those of the convolutions and their gradients alone, as they are defined."
+    ))  # fmt: skip
 
 
 def training_on_gpu(data: Any) -> str:
+    return steps_table(data, "training-step-gpu.png", (
+        f"The same on one {data['context']['gpu']} with torch {data['context']['torch']}. PyTorch's fastest is of "
+        "eager or compiled ones, with or without a CUDA graph. The peak is that of products of matrices."
+    ))  # fmt: skip
+
+
+def steps_table(data: Any, picture: str, what: str) -> str:
     """In each precision ours, and PyTorch's fastest."""
     rows = []
     for cell in data["results"]["cells"]:
         for precision in ("float32", "bfloat16", "float16"):
             same = {name: run for name, run in cell["steps"].items() if run["precision"] == precision}
+            if not same:
+                continue
             by_speed = sorted(same, key=lambda name, same=same: same[name]["median_s"])
             ours, peer = (next((n for n in by_speed if n.startswith(OURS) is own), None) for own in (True, False))
             columns = [title(cell["preset"]), str(cell["batch"]), precision]
@@ -251,21 +241,19 @@ def training_on_gpu(data: Any) -> str:
             columns += [f"{of_step(same[peer])}, {peer.replace(f', {precision}', '')}" if peer else "n/a"]
             columns += [f"{same[peer]['median_s'] / same[ours]['median_s']:.1f}" if ours and peer else ""]
             rows.append(f"| {' | '.join(columns)} |")
+    device = "GPU" if data["context"]["gpu"] else "CPU"
     return (
         "| a step | examples | precision | pyunetsep | of the peak | fastest in PyTorch | ratio |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + "\n\n"
-        + paragraph(
-            f"The same on one {data['context']['gpu']} with torch {data['context']['torch']}. PyTorch's fastest is of "
-            "eager or compiled ones, with or without a CUDA graph. The peak is that of products of matrices."
-        )
-        + "\n\n![Bars: a step of training on a GPU](docs/images/training-step-gpu.png)"
+        + paragraph(what)
+        + f"\n\n![Bars: a step of training on the {device}](docs/images/{picture})"
     )
 
 
-def of_step(run: dict[str, Any] | None) -> str:
-    return f"{seconds(run['median_s'])}, {run['memory_mib']:.0f} MiB" if run else "n/a"
+def of_step(run: dict[str, Any]) -> str:
+    return f"{seconds(run['median_s'])}, {run['memory_mib']:.0f} MiB"
 
 
 def choices() -> str:

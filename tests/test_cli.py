@@ -385,9 +385,10 @@ def test_doctor_says_which_simd_level_runs(tmp_path):
     code, fact = doctor_with_simd("auto", tmp_path)
     assert code == 0
     assert fact.startswith(f"{levels[-1]}, the widest of {', '.join(levels)}, ")
+    assert ("train in float32 and bfloat16 (AMX)" in fact) == _C.has_matrix_products()
     code, fact = doctor_with_simd("baseline", tmp_path)
     assert code == 0
-    assert fact.startswith("baseline, as PYUNETSEP_SIMD says")
+    assert fact.startswith("baseline, as PYUNETSEP_SIMD says") and "bfloat16" not in fact
 
 
 def test_an_unknown_simd_level_is_refused(tmp_path):

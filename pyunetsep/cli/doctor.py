@@ -93,9 +93,10 @@ def _simd() -> str:
 
     forced = os.environ.get("PYUNETSEP_SIMD", "auto") != "auto"
     why = "as PYUNETSEP_SIMD says" if forced else "the widest"
+    training = "float32 and bfloat16 (AMX)" if kernels.has_matrix_products() else "float32"
     return (
         f"{kernels.simd_level()}, {why} of {', '.join(kernels.simd_levels())}, which are built and run here; "
-        f"torch uses {torch.backends.cpu.get_cpu_capability()}"
+        f"they train in {training}; torch uses {torch.backends.cpu.get_cpu_capability()}"
     )
 
 
