@@ -59,6 +59,9 @@ TORCH_LIBRARY(pyunetsep, library) {
       "str alignment) -> Tensor");
   library.def(
       "training_weight_gradient(Tensor coarse, Tensor? skip, Tensor fine, int[] channels, str alignment) -> Tensor");
+  library.def("training_channel_sums(Tensor map, int channels) -> Tensor");
+  library.def("training_head(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  library.def("training_head_weight_gradient(Tensor gradient, Tensor x) -> Tensor");
   library.def("training_norm_statistics(Tensor x, int channels, float inner_slope) -> (Tensor, Tensor)");
   library.def(
       "training_norm(Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float epsilon, "
@@ -82,19 +85,22 @@ static void implement_on_both(torch::Library& library) {
   library.impl("training_conv", &pyunetsep::training_conv);
   library.impl("training_upconv", &pyunetsep::training_upconv);
   library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
+  library.impl("training_channel_sums", &pyunetsep::training_channel_sums);
   library.impl("training_norm_statistics", &pyunetsep::training_norm_statistics);
   library.impl("training_norm", &pyunetsep::training_norm);
   library.impl("training_norm_sums", &pyunetsep::training_norm_sums);
   library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 
-// Blocks for evaluation are for the CPU alone.
+// Blocks for evaluation, and the head's training, are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   implement_on_both(library);
   library.impl("encoder_block", &pyunetsep::encoder_block);
   library.impl("decoder_block", &pyunetsep::decoder_block);
   library.impl("mask_block", &pyunetsep::mask_block);
   library.impl("dilated_head", &pyunetsep::dilated_head);
+  library.impl("training_head", &pyunetsep::training_head);
+  library.impl("training_head_weight_gradient", &pyunetsep::training_head_weight_gradient);
 }
 
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) { implement_on_both(library); }

@@ -196,18 +196,29 @@ struct OutputConvolution {
   int64_t scratch_stride, threads;
 };
 
-// 4x4 convolution with dilation 2 of one plane, to masks: output o reads inputs o - 3, o - 1, o + 1, o + 3.
+// 4x4 convolution with dilation 2 of planes, of one to masks: output o reads inputs o - 3, o - 1, o + 1, o + 3.
 struct DilatedHead {
-  const float* source;  // [batch, rows, kHeadMargin + columns + kHeadMargin], the margins being 0
-  int64_t batch, rows, columns;
-  const float* weight;  // [out_channels, 4, 4]
-  const float* bias;    // [out_channels]
+  const float* source;  // [batch, channels, rows, kHeadMargin + columns + kHeadMargin], the margins being 0
+  int64_t batch, channels, rows, columns;
+  const float* weight;  // [out_channels, channels, 4, 4]
+  const float* bias;    // [out_channels]; may be null
   int64_t out_channels;
   OutputPlanes to;
   float* scratch;  // [threads, scratch_stride]; dilated_head_scratch_size
   int64_t scratch_stride, threads;
 };
 constexpr int64_t kHeadMargin = 32;
+
+// The gradient of its weight.
+struct DilatedHeadGradient {
+  const float* source;  // as above
+  int64_t batch, channels, rows, columns;
+  const float* gradient;  // of the output, [batch, out_channels, rows, columns]
+  int64_t out_channels;
+  float* of_weight;  // [out_channels, channels, 4, 4]
+  double* scratch;   // dilated_head_gradient_scratch_size
+  int64_t threads;
+};
 
 // ---- Training. The gradients of a convolution's inputs are convolutions themselves, with the roles of the channels
 // exchanged: an upsampling one for a strided one, and the reverse.

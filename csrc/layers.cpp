@@ -361,6 +361,7 @@ void HeadLayer::run(float* source, const Size& size, const cpu::OutputPlanes& to
   }
   level_.dilated_head_run({.source = source,
                            .batch = size.batch,
+                           .channels = 1,
                            .rows = size.rows,
                            .columns = size.columns,
                            .weight = weight_.const_data_ptr<float>(),

@@ -178,7 +178,8 @@ class CpuKernels final : public TrainingKernels {
   int64_t block(int64_t) const override { return kBlock; }
   at::Tensor empty_map(const Size& size, int64_t channels, const at::TensorOptions& options) const override {
     if (options.dtype() == at::kFloat) return pyunetsep::empty_map(size, channels);
-    return at::empty({size.batch, blocks_of(channels), size.rows, size.columns, kBlock}, options);
+    const at::Tensor memory = allocate_floats((map_floats(size, channels) + 1) / 2).view(at::kBFloat16);
+    return memory.view({size.batch, blocks_of(channels), size.rows, size.columns, kBlock});
   }
 
   void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
@@ -244,6 +245,13 @@ class CpuKernels final : public TrainingKernels {
     const at::Tensor scratch = allocate_floats(cpu::level().weight_gradient_scratch_size(args));
     args.scratch = scratch.mutable_data_ptr<float>();
     cpu::level().weight_gradient(args);
+  }
+
+  void channel_sums(const at::Tensor& map, const at::Tensor& sums) const override {
+    with_element(map, [&]<typename T>(T) {
+      Arguments<T> arguments(map, 1.0);
+      norm_kernels<T>().channel_sums(*arguments, sums.mutable_data_ptr<float>(), arguments.scratch());
+    });
   }
 
   void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,

@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include "cuda/unet.h"
@@ -94,6 +95,11 @@ class CudaKernels final : public TrainingKernels {
       (planes ? cuda::plane_weight_gradient : cuda::weight_gradient)(run, facts, queue);
       run.gradient += run.coarse_channels * run.fine_channels * 25;
     }
+  }
+
+  void channel_sums(const at::Tensor& map, const at::Tensor& sums) const override {
+    const at::Tensor all = at::sum(map, {0, 1, 2, 3}, false, at::kFloat);
+    sums.copy_(all.narrow(0, 0, sums.size(0)));
   }
 
   void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,

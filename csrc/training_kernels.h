@@ -47,6 +47,7 @@ class TrainingKernels {
                       Alignment alignment, const at::Tensor& y) const = 0;
   virtual void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
                                const at::Tensor& gradient) const = 0;
+  virtual void channel_sums(const at::Tensor& map, const at::Tensor& sums) const = 0;
   virtual void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
                                const at::Tensor& variance) const = 0;
   virtual void norm(const TrainingNorm& norm, const at::Tensor& y) const = 0;

@@ -221,6 +221,16 @@ at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optiona
   return gradient;
 }
 
+at::Tensor training_channel_sums(const at::Tensor& map, int64_t channels) {
+  const Checks checks(map);
+  TORCH_CHECK_VALUE(channels > 0, "channels: got ", channels, ", wants at least one");
+  const at::Tensor source = checks.map("map", map, channels);
+  const c10::DeviceGuard guard(map.device());
+  const at::Tensor sums = at::empty({blocks_of(channels) * kBlock}, map.options().dtype(at::kFloat));
+  checks.kernels().channel_sums(source, sums);
+  return unfilled(sums, channels);
+}
+
 std::tuple<at::Tensor, at::Tensor> training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope) {
   const Checks checks(x);
   TORCH_CHECK_VALUE(channels > 0, "channels: got ", channels, ", wants at least one");

@@ -1,6 +1,6 @@
 // What the U-Net's training comes down to, as ops on tensors. Maps lie in blocks of channels, [batch, blocks, rows,
-// columns, channels of a block], from the first convolution to the last: on the CPU of kBlock channels each, float32;
-// on a GPU there is one block, filled up with zeros to a multiple of kBlock, of float32, float16 or bfloat16.
+// columns, channels of a block], from the first convolution to the last: on the CPU of kBlock channels each, float32 or
+// bfloat16; on a GPU there is one block, filled up with zeros to a multiple of kBlock, of float16 too.
 // Parameters, their gradients, and the network's input and output, which are planes [batch, channels, rows, columns],
 // are float32. Each op's gradients are ops of this list, so that what is trained is what was tested;
 // pyunetsep/ops/training.py says which.
@@ -30,6 +30,9 @@ at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>&
 at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optional<at::Tensor>& skip,
                                     const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment);
 
+// The sum of each of a map's channels, [channels]: the gradient of a convolution's bias.
+at::Tensor training_channel_sums(const at::Tensor& map, int64_t channels);
+
 // Mean and variance [channels], of all values and not of a sample, of p = max(x, inner_slope x) in each channel of a
 // map of so many.
 std::tuple<at::Tensor, at::Tensor> training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope);
@@ -53,5 +56,12 @@ at::Tensor training_norm_gradient(const at::Tensor& gradient, const at::Tensor& 
                                   const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
                                   const at::Tensor& bias, double epsilon, double inner_slope, double slope,
                                   const std::optional<at::Tensor>& seeds, double dropout);
+
+// The convolution of Spleeter's head, on the CPU: 4x4 with dilation 2 of planes [batch, in, rows, columns], with a
+// weight [out, in, 4, 4] -> [batch, out, rows, columns]. The gradient of x is one too.
+at::Tensor training_head(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
+
+// The gradient of its weight.
+at::Tensor training_head_weight_gradient(const at::Tensor& gradient, const at::Tensor& x);
 
 }  // namespace pyunetsep

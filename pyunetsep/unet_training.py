@@ -93,7 +93,15 @@ def forward(network: UNet, magnitude: Tensor) -> Tensor:
         x = decoder_block.finish(x) if decoder_block is last else _finished(decoder_block, x)
         if skips:
             skip, skip_channels = skips.pop()
-    return torch.sigmoid(network.head(x))
+    return torch.sigmoid(_head(network.head, x))
+
+
+def _head(head: nn.Module, x: Tensor) -> Tensor:
+    """The last layer before the sigmoid, if there is one: PyTorch's own on a GPU."""
+    if isinstance(head, nn.Conv2d) and x.device.type == "cpu":
+        return training.head(x, head.weight, head.bias)
+    logits: Tensor = head(x)
+    return logits
 
 
 def _finished(block: DecoderBlock, x: Tensor) -> Tensor:

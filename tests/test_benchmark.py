@@ -238,7 +238,7 @@ def test_steps_of_all_rivals_as_on_a_gpu(training_step, tmp_path, monkeypatch):
         data["context"]["gpu"] = gpu
         (results / f"training_step_{name}.json").write_text(json.dumps(data))
     table = readme.training()
-    assert table.count("| spleeter") + table.count("| Spleeter's network |") == 1 + 3 and "NVIDIA H100" in table
+    assert table.count("| spleeter") + table.count("| Spleeter's network |") == 3 + 3 and "NVIDIA H100" in table
     assert all(len(line) <= 120 for line in table.splitlines() if not line.startswith("|"))
     pytest.importorskip("matplotlib")
     plot = importlib.import_module("plot")

@@ -6,7 +6,9 @@ both does not matter to a test.
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from pyunetsep import unet_training
 from pyunetsep.benchmark import threads
 from pyunetsep.config import JANSSON2017, SPLEETER
-from pyunetsep.ops import has_matrix_products, kernels, training
+from pyunetsep.ops import has_matrix_products, training
 from pyunetsep.unet import UNet
 from tests.judge import judge
 from tests.learning import check_learning
@@ -101,7 +103,12 @@ def test_numbers_without_an_end_stay_so(level):
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_sums_do_not_depend_on_the_threads(number):
-    shapes = {"large": (5, 32, 32, 16, 16), "deep": (2, 48, 272, 8, 6), "planes": (3, 2, 16, 16, 32)}
+    shapes = {
+        "large": (5, 32, 32, 16, 16),
+        "deep": (2, 48, 272, 8, 6),
+        "planes": (3, 2, 16, 16, 32),
+        "groups": (5, 17, 144, 9, 16),
+    }
 
     def results() -> list[Tensor]:
         torch.manual_seed(0)
@@ -206,9 +213,12 @@ def test_kernels_train_where_they_are_fast(monkeypatch):
             assert not unet_training.serves(network, magnitude)
 
 
-def test_matrix_products_are_of_the_widest_level(level):
-    if level != kernels.simd_levels()[-1] or level != "avx512":
+def test_matrix_products_are_used_where_the_processor_has_them(level):
+    if level != "avx512":
         assert not has_matrix_products()
+    elif sys.platform == "linux":
+        flags = Path("/proc/cpuinfo").read_text().split()
+        assert has_matrix_products() == ("amx_bf16" in flags and "amx_tile" in flags)
 
 
 def test_halves_are_refused():

@@ -29,6 +29,7 @@ SHAPES = {  # batch, channels of the skip, the fine side's and the coarse side's
     "bottleneck": (2, 0, 256, 512, 8, 2),
     "one tile of many": (20, 0, 32, 48, 8, 2),  # 4x2 tiles
     "two rows": (20, 16, 17, 20, 2, 8),  # 2x4 tiles
+    "groups of five and four": (5, 0, 17, 144, 9, 16),  # blocks of 16; and an odd number of 16 pixels
 }
 SHAPED = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 ALIGNMENTS = pytest.mark.parametrize("alignment", ["pytorch", "tensorflow"])
@@ -156,6 +157,70 @@ def test_sums_do_not_depend_on_the_threads(number):
         assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1, 19, 1, 1), (2, 5, 7, 3), (3, 48, 40, 37), (2, 16, 5, 600)])
+def test_channel_sums(shape, level):
+    x = torch.randn(shape)
+    sums = training.channel_sums(training.to_blocks(x), shape[1])
+    judge(sums, lambda x: x.sum((0, 2, 3)), x)
+
+
+# ---- the head
+
+
+def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, dilation=2, padding=3)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 2, 1, 1), (2, 1, 2, 3, 2), (2, 1, 1, 40, 33), (3, 2, 3, 17, 64)],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+def test_head(shape, level):
+    batch, channels, out, bins, frames = shape
+    x, weight, bias = torch.randn(batch, channels, bins, frames), torch.randn(out, channels, 4, 4), torch.randn(out)
+    gradient = torch.randn(batch, out, bins, frames)
+    for chosen in (None, bias):
+        judge(training.head(x, weight, chosen), head, x, weight, chosen)
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    made = torch.autograd.grad(training.head(*inputs), inputs, gradient)
+    for i, result in enumerate(made):
+
+        def of(x, weight, bias, gradient, i=i):
+            inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+            return torch.autograd.grad(head(*inputs), inputs, gradient)[i]
+
+        judge(result, of, x, weight, bias, gradient, times=4)
+
+
+def test_gradients_of_the_head_for_whoever_wants_one():
+    for which in range(1, 8):
+        x, weight, bias = wanted((torch.randn(2, 1, 4, 6), torch.randn(2, 1, 4, 4), torch.randn(2)), which)
+        inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
+        gradient = torch.randn(2, 2, 4, 6)
+        pairs = zip(
+            *(torch.autograd.grad(f(x, weight, bias), inputs, gradient) for f in (training.head, head)), strict=True
+        )
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda x, w: training.head(x[0], w, None), "x: got shape"),
+        (lambda x, w: training.head(x[:0], w, None), "none of it empty"),
+        (lambda x, w: training.head(x, w[..., :3], None), r"weight: got shape .* wants \[out, 1, 4, 4\]"),
+        (lambda x, w: training.head(x, w, torch.ones(3)), r"bias: got shape \[3\], wants \[2\]"),
+        (lambda x, w: training.head_weight_gradient(x[..., 1:], x), "gradient: got shape"),
+        (lambda x, w: training.channel_sums(torch.rand(1, 1, 2, 2, 16), 17), "map: got shape"),
+        (lambda x, w: training.channel_sums(torch.rand(1, 1, 2, 2, 16), 0), "channels: got 0"),
+    ],
+)
+def test_what_does_not_fit_a_head_is_an_error(call, problem):
+    with pytest.raises(ValueError, match=problem):
+        call(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4))
+
+
 # ---- norm
 
 
@@ -267,6 +332,7 @@ def test_opcheck(alignment):
     for to_planes in (False, True):
         torch.library.opcheck(training.upconv, (*blocks, 5, up_weight, bias, to_planes, alignment))
     x = blocks[0].detach()
+    torch.library.opcheck(training.channel_sums, (x, 5))
     torch.library.opcheck(training.norm_statistics, (x, 5, 0.2))
     numbers = (1e-3, 1.0, 0.2, torch.tensor([1, 2], dtype=torch.int32), 0.5)
     arguments = (x, torch.zeros(5), torch.ones(5), torch.ones(5), torch.zeros(5), *numbers)
@@ -275,6 +341,12 @@ def test_opcheck(alignment):
     torch.library.opcheck(training.norm_gradient, (x, torch.zeros(2, 5), *arguments))
     fine = training.to_blocks(torch.randn(2, 5, 8, 12))
     torch.library.opcheck(training.weight_gradient, (blocks[0].detach(), None, fine, [0, 5, 5], alignment))
+
+
+def test_opcheck_of_the_head():
+    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((2, 1, 4, 6), (2, 1, 4, 4), (2,)))
+    torch.library.opcheck(training.head, (x, weight, bias))
+    torch.library.opcheck(training.head_weight_gradient, (torch.randn(2, 2, 4, 6), x.detach()))
 
 
 def test_gradients_of_gradients_are_refused():
@@ -333,7 +405,7 @@ def test_a_hundred_steps_are_those_of_plain_pytorch(config):
     """Both in float32 stay as near to the run in float64.
 
     With Adam, which makes much of the noise in gradients that are zero, and at higher rates, all three part, PyTorch's
-    two as well: a ReLU that flips is soon another network. Which seeds have one is luck, for either, so three run.
+    two as well: a ReLU that flips is soon another network. Which seeds have one is luck, for either, so several run.
     """
 
     def losses(kernels: bool, dtype: torch.dtype, seed: int) -> Tensor:
@@ -341,7 +413,7 @@ def test_a_hundred_steps_are_those_of_plain_pytorch(config):
         network = UNet(dataclasses.replace(config, channels=(16, 32, 16), dropout_blocks=2)).train()
         examples = torch.rand(4, 2, config.input_channels, 32, 40)
         network, examples = network.to(dtype), examples.to(dtype)
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9)
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         found = []
         for step in range(100):
             for i, layer in enumerate(network.decoder_blocks):
@@ -361,7 +433,7 @@ def test_a_hundred_steps_are_those_of_plain_pytorch(config):
         apart = [(losses(kernels, torch.float32, seed) - true[seed]).abs() / true[seed] for seed in true]
         return torch.stack(apart).cummax(1).values
 
-    true = {seed: losses(False, torch.float64, seed) for seed in (2, 3, 6)}
+    true = {seed: losses(False, torch.float64, seed) for seed in range(5)}
     made, own = distances(True), distances(False)
     assert (made[:, 0] < 1e-6).all()
     made, own = made.median(0).values, own.median(0).values

@@ -11,6 +11,7 @@ struct NormKernels {
   void (*apply)(const Normalisation<T>&, T* y);
   void (*sums)(const Normalisation<T>&, const NormGradient<T>&);
   void (*gradient)(const Normalisation<T>&, const NormGradient<T>&);
+  void (*channel_sums)(const Normalisation<T>&, float* sums, double* scratch);  // of x itself
 };
 
 struct Level {
@@ -37,6 +38,8 @@ struct Level {
   void (*output_convolution_run)(const OutputConvolution&);
   int64_t (*dilated_head_scratch_size)(int64_t columns);
   void (*dilated_head_run)(const DilatedHead&);
+  int64_t (*dilated_head_gradient_scratch_size)(const DilatedHeadGradient&);  // in doubles
+  void (*dilated_head_gradient)(const DilatedHeadGradient&);
   int64_t (*weight_gradient_scratch_size)(const WeightGradient&);
   void (*weight_gradient)(const WeightGradient&);
   int64_t (*plane_weight_gradient_scratch_size)(const PlaneWeightGradient&);

@@ -251,6 +251,22 @@ void norm_statistics(const Normalisation<T>& a, const NormStatistics& to) {
   }
 }
 
+// To [blocks, kBlock].
+template <typename T>
+void channel_sums(const Normalisation<T>& a, float* to, double* scratch) {
+  for_each_stretch<1>(a, scratch, [&](const Stretch& stretch, int part, Vec* sums) {
+    const T* x = a.x + stretch.at + part * kLanes;
+    Vec values[kAtOnce] = {};
+    for (int64_t i = 0; i < stretch.pixels; ++i) values[i % kAtOnce] += load(x + i * kBlock);
+    sums[0] = sum(values);
+  });
+  const int64_t channels = Stretches(a).blocks * kBlock;
+  double* const sums = scratch + Stretches(a).count * kBlock;
+  std::memset(sums, 0, channels * sizeof(double));
+  for_each_sum<1>(a, scratch, [&](int64_t channel, double, const double* sum) { sums[channel] += sum[0]; });
+  for (int64_t channel = 0; channel < channels; ++channel) to[channel] = static_cast<float>(sums[channel]);
+}
+
 template <typename T>
 void norm_apply(const Normalisation<T>& args, T* y) {
   args.dropout.seeds ? apply<true>(args, y) : apply<false>(args, y);
@@ -270,8 +286,9 @@ void norm_gradient(const Normalisation<T>& args, const NormGradient<T>& to) {
 
 extern const NormKernels<float> kNorm;
 extern const NormKernels<Bfloat16> kBfloat16Norm;
-const NormKernels<float> kNorm{&norm_scratch_size, &norm_statistics, &norm_apply, &norm_sums, &norm_gradient};
-const NormKernels<Bfloat16> kBfloat16Norm{&norm_scratch_size, &norm_statistics, &norm_apply, &norm_sums,
-                                          &norm_gradient};
+const NormKernels<float> kNorm{&norm_scratch_size, &norm_statistics, &norm_apply,
+                               &norm_sums,         &norm_gradient,   &channel_sums};
+const NormKernels<Bfloat16> kBfloat16Norm{&norm_scratch_size, &norm_statistics, &norm_apply,
+                                          &norm_sums,         &norm_gradient,   &channel_sums};
 
 }  // namespace pyunetsep::cpu::PYUNETSEP_SIMD

@@ -25,6 +25,8 @@ int64_t output_convolution_scratch_size(int64_t columns);
 void output_convolution_run(const OutputConvolution& args);
 int64_t dilated_head_scratch_size(int64_t columns);
 void dilated_head_run(const DilatedHead& args);
+int64_t dilated_head_gradient_scratch_size(const DilatedHeadGradient& args);
+void dilated_head_gradient(const DilatedHeadGradient& args);
 int64_t weight_gradient_scratch_size(const WeightGradient& args);
 void weight_gradient(const WeightGradient& args);
 int64_t plane_weight_gradient_scratch_size(const PlaneWeightGradient& args);
@@ -61,6 +63,8 @@ const Level kLevel{
     .output_convolution_run = &output_convolution_run,
     .dilated_head_scratch_size = &dilated_head_scratch_size,
     .dilated_head_run = &dilated_head_run,
+    .dilated_head_gradient_scratch_size = &dilated_head_gradient_scratch_size,
+    .dilated_head_gradient = &dilated_head_gradient,
     .weight_gradient_scratch_size = &weight_gradient_scratch_size,
     .weight_gradient = &weight_gradient,
     .plane_weight_gradient_scratch_size = &plane_weight_gradient_scratch_size,

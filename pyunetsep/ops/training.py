@@ -5,8 +5,8 @@ On the CPU blocks have BLOCK channels; on a GPU there is one, a multiple of BLOC
 [batch, channels, bins, frames], and the last gives them. What these ops compute is what `torch.nn.functional` does
 between `to_blocks` and `from_blocks`; the gradient of a convolution's input is a convolution of the other kind.
 
-Planes and parameters are float32; maps are so on the CPU, and on a GPU of whichever element the first convolution is
-asked for, float32, float16 or bfloat16, with sums in float32.
+Planes and parameters are float32; maps are of whichever element the first convolution is asked for, float32, bfloat16
+or, on a GPU, float16, with sums in float32.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ ONE_BLOCK = {"cuda"}  # devices whose maps have one
 conv = torch.ops.pyunetsep.training_conv.default
 upconv = torch.ops.pyunetsep.training_upconv.default
 weight_gradient = torch.ops.pyunetsep.training_weight_gradient.default
+channel_sums = torch.ops.pyunetsep.training_channel_sums.default
+head = torch.ops.pyunetsep.training_head.default
+head_weight_gradient = torch.ops.pyunetsep.training_head_weight_gradient.default
 norm_statistics = torch.ops.pyunetsep.training_norm_statistics.default
 norm_apply = torch.ops.pyunetsep.training_norm.default
 norm_sums = torch.ops.pyunetsep.training_norm_sums.default
@@ -82,6 +85,21 @@ def _(coarse: Tensor, skip: Tensor | None, fine: Tensor, channels: list[int], al
     return coarse.new_empty((channels[0] + channels[1], channels[2], 5, 5), dtype=torch.float32)
 
 
+@torch.library.register_fake("pyunetsep::training_channel_sums")
+def _(blocks: Tensor, channels: int) -> Tensor:
+    return blocks.new_empty(channels, dtype=torch.float32)
+
+
+@torch.library.register_fake("pyunetsep::training_head")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0], *x.shape[2:]))
+
+
+@torch.library.register_fake("pyunetsep::training_head_weight_gradient")
+def _(gradient: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty((gradient.shape[1], x.shape[1], 4, 4))
+
+
 @torch.library.register_fake("pyunetsep::training_norm_statistics")
 def _(x: Tensor, channels: int, inner_slope: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
@@ -106,8 +124,10 @@ def _(gradient: Tensor, sums: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 
 def _bias_gradient(gradient: Tensor, channels: int) -> Tensor:
+    if gradient.ndim == 5:
+        return channel_sums(gradient, channels)
     # pixels first: over all three at once, sums on a CPU take six times as long
-    return gradient.flatten(2, 3).sum(2, dtype=torch.float32).sum(0).flatten()[:channels]
+    return gradient.flatten(2, 3).sum(2).sum(0)
 
 
 def _conv_setup(
@@ -168,6 +188,23 @@ def _upconv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("pyunetsep::training_upconv", _upconv_backward, setup_context=_upconv_setup)
+
+
+def _head_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _head_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+    return (
+        head(gradient, weight.flip(2, 3).transpose(0, 1), None) if needs_x else None,
+        head_weight_gradient(gradient, x) if needs_weight else None,
+        _bias_gradient(gradient, weight.shape[0]) if needs_bias else None,
+    )
+
+
+torch.library.register_autograd("pyunetsep::training_head", _head_backward, setup_context=_head_setup)
 
 
 class Together(Protocol):
@@ -245,5 +282,5 @@ def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-for _op in ("weight_gradient", "norm_statistics", "norm", "norm_sums", "norm_gradient"):
+for _op in ("weight_gradient", "head_weight_gradient", "channel_sums", "norm_statistics", "norm", "norm_sums", "norm_gradient"):
     torch.library.register_autograd(f"pyunetsep::training_{_op}", _no_second_gradient)

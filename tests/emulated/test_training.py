@@ -28,7 +28,7 @@ from tests.test_training_ops import (  # noqa: F401  tests that run here once mo
     up,
 )
 
-OPS = ("conv", "upconv", "weight_gradient", "norm_statistics", "norm", "norm_sums", "norm_gradient")
+OPS = ("conv", "upconv", "weight_gradient", "channel_sums", "norm_statistics", "norm", "norm_sums", "norm_gradient")
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 
 

@@ -16,6 +16,7 @@ TORCH_LIBRARY(pyunetsep_emulated, library) {
   library.def("training_conv", &pyunetsep::training_conv);
   library.def("training_upconv", &pyunetsep::training_upconv);
   library.def("training_weight_gradient", &pyunetsep::training_weight_gradient);
+  library.def("training_channel_sums", &pyunetsep::training_channel_sums);
   library.def("training_norm_statistics", &pyunetsep::training_norm_statistics);
   library.def("training_norm", &pyunetsep::training_norm);
   library.def("training_norm_sums", &pyunetsep::training_norm_sums);
