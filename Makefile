@@ -58,7 +58,7 @@ sanitize: $(STAMP) ## run the kernels' tests under AddressSanitizer and Undefine
 	cd $(SANITIZE) && PYUNETSEP_SANITIZE=ON PYUNETSEP_CUDA=OFF ../../$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZE) && LD_PRELOAD='$(RUNTIMES)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  ../../$(BIN)/python -m pytest tests/test_ops.py tests/test_transforms.py tests/test_blocks.py tests/test_unet_plan.py \
-	  tests/test_training_ops.py
+	  tests/test_training_ops.py tests/test_training_bfloat16.py
 
 # Chosen ones: make mutate MUTANTS='--files stft.cu --sample 20'.
 mutate: $(STAMP) ## break the CUDA sources in many small ways, and see that the emulated tests notice (an hour and more)

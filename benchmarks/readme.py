@@ -211,22 +211,23 @@ def training() -> str:
 
 def training_on_cpu(data: Any) -> str:
     peak = max(cell["peak_gflops"]["float32"] for cell in data["results"]["cells"])
-    return steps_table(data, "training-step.png", (
+    return steps_table(data, "CPU", "training-step.png", (
         f"Medians and peak memory, both networks, {data['results']['threads']} threads of "
         f"{a(data['context']['cpu'])}; n/a was not measured. PyTorch's fastest is of eager or compiled ones, channels "
-        f"last or not. The peak is that of multiply-adds of float32 in registers, {peak:.0f} GFLOP/s; counted are "
-        "those of the convolutions and their gradients alone, as they are defined."
+        f"last or not. The peak is that of multiply-adds of float32 in registers, {peak:.0f} GFLOP/s, in "
+        "bfloat16 that of products of matrices; counted are the multiply-adds of the convolutions and their gradients "
+        "alone, as they are defined."
     ))  # fmt: skip
 
 
 def training_on_gpu(data: Any) -> str:
-    return steps_table(data, "training-step-gpu.png", (
+    return steps_table(data, "GPU", "training-step-gpu.png", (
         f"The same on one {data['context']['gpu']} with torch {data['context']['torch']}. PyTorch's fastest is of "
         "eager or compiled ones, with or without a CUDA graph. The peak is that of products of matrices."
     ))  # fmt: skip
 
 
-def steps_table(data: Any, picture: str, what: str) -> str:
+def steps_table(data: Any, device: str, picture: str, what: str) -> str:
     """In each precision ours, and PyTorch's fastest."""
     rows = []
     for cell in data["results"]["cells"]:
@@ -241,14 +242,13 @@ def steps_table(data: Any, picture: str, what: str) -> str:
             columns += [f"{of_step(same[peer])}, {peer.replace(f', {precision}', '')}" if peer else "n/a"]
             columns += [f"{same[peer]['median_s'] / same[ours]['median_s']:.1f}" if ours and peer else ""]
             rows.append(f"| {' | '.join(columns)} |")
-    device = "GPU" if data["context"]["gpu"] else "CPU"
     return (
         "| a step | examples | precision | pyunetsep | of the peak | fastest in PyTorch | ratio |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + "\n\n"
         + paragraph(what)
-        + f"\n\n![Bars: a step of training on the {device}](docs/images/{picture})"
+        + f"\n\n![Bars: a step of training on a {device}](docs/images/{picture})"
     )
 
 

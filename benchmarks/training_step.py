@@ -9,8 +9,8 @@ would make it faster: channels last and a fused optimiser, then autocast, then c
 CPUs that multiply matrices of it. On a GPU each rival is also a CUDA graph: the step from the magnitudes on, or
 torch.compile's "reduce-overhead". All take turns in one process. Memory is the peak above what was there before, on a
 CPU that of a process of its own; whom it does not suffice for is left out. The share of the peak counts the
-multiply-adds of the convolutions and their gradients as they are defined, on a CPU against float32's in registers, on a
-GPU against products of matrices of the same precision.
+multiply-adds of the convolutions and their gradients as they are defined, against those of products of matrices of the
+same precision, for float32 on a CPU against multiply-adds in registers.
 
 Results are saved after each preset and batch, among those of other calls on this machine with these versions; on a GPU
 in training_step_cuda.json. There compiling takes minutes, so compiled rivals join in a second pass, until its time is
@@ -324,10 +324,21 @@ def on_gpu(config: TrainingConfig, names: Sequence[str], args: argparse.Namespac
     return {name: {**timing, "memory_mib": memory[name]} for name, timing in timings.items()}, left_out
 
 
+def matrix_peak(dtype: torch.dtype, size: int = 2048, rounds: int = 10) -> float:
+    """What PyTorch's products of square matrices do at best, in FLOP/s."""
+    a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)
+
+
 def peak_flops(args: argparse.Namespace) -> dict[str, float]:
     """What the machine does at best in each precision, in FLOP/s."""
     if args.device.type == "cpu" and not args.dry_run:
-        return dict.fromkeys(DTYPES, fma_peak(1.0))
+        return {"float32": fma_peak(1.0), "bfloat16": matrix_peak(torch.bfloat16)}
     best = gpu.ceilings(args)
     return {precision: best["float32_flops" if precision == "float32" else "float16_flops"] for precision in DTYPES}
 

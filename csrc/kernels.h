@@ -250,12 +250,11 @@ struct PlaneWeightGradient {
   int64_t threads;
 };
 
-// The upper half of a float's bits.
-struct Bfloat16 {
-  uint16_t bits;
-};
-
 // ---- Training in bfloat16: the same convolutions of maps of such numbers, as matrix products summed up in floats.
+
+struct Bfloat16 {
+  uint16_t bits;  // the upper half of a float's
+};
 
 // Two maps that a filter of stride 2 lies between, [batch, blocks, rows, columns, kBlock]. The fine one has twice the
 // rows and columns, or is a few float planes [batch, fine_channels, 2 rows, 2 columns].

@@ -80,7 +80,7 @@ class Arguments {
 
   const cpu::Normalisation<T>& operator*() const { return args_; }
 
-  // Arguments of both steps of the gradient; `of_x` is needed by the second.
+  // Arguments of both steps of the gradient: the first needs scratch memory, the second where to write, `of_x`.
   cpu::NormGradient<T> gradient(const at::Tensor& gradient, const at::Tensor& of_weight, const at::Tensor& of_bias,
                                 T* of_x) {
     return {.gradient = data_of<T>(gradient),
@@ -113,17 +113,19 @@ cpu::CoarseAndFine coarse_and_fine(const Size& grid, const std::vector<int64_t>&
           .pad = zeros_before(alignment)};
 }
 
-// A map of bfloat16, or null if they are planes.
-cpu::Bfloat16* fine_map(const at::Tensor& fine) {
-  return fine.dim() == 4 ? nullptr : mutable_data_of<cpu::Bfloat16>(fine);
+// Of the fine side, which may be planes.
+bool are_planes(const at::Tensor& fine) { return fine.dim() == 4; }
+const cpu::Bfloat16* map_or_null(const at::Tensor& fine) {
+  return are_planes(fine) ? nullptr : data_of<cpu::Bfloat16>(fine);
 }
-float* fine_planes(const at::Tensor& fine) { return fine.dim() == 4 ? fine.mutable_data_ptr<float>() : nullptr; }
+const float* planes_or_null(const at::Tensor& fine) { return are_planes(fine) ? data_of<float>(fine) : nullptr; }
 
 const float* data_or_null(const std::optional<at::Tensor>& values) {
   return values ? values->const_data_ptr<float>() : nullptr;
 }
 
-// Convolutions of bfloat16 maps.
+// ---- convolutions of bfloat16 maps
+
 template <typename Run>
 void run_with_scratch(Run& run, int64_t (*size)(const Run&), void (*kernel)(const Run&)) {
   run.threads = at::get_num_threads();
@@ -135,8 +137,8 @@ void run_with_scratch(Run& run, int64_t (*size)(const Run&), void (*kernel)(cons
 void bfloat16_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                    Alignment alignment, const at::Tensor& y) {
   cpu::Bfloat16Convolution run{.maps = coarse_and_fine(size_of(y), {weight.size(0)}, weight.size(1), alignment),
-                               .fine = fine_map(x),
-                               .planes = fine_planes(x),
+                               .fine = map_or_null(x),
+                               .planes = planes_or_null(x),
                                .weight = weight.const_data_ptr<float>(),
                                .bias = data_or_null(bias),
                                .coarse = mutable_data_of<cpu::Bfloat16>(y),
@@ -152,8 +154,8 @@ void bfloat16_upconv(const Sources& x, const at::Tensor& weight, const std::opti
       .coarse = {data_of<cpu::Bfloat16>(x.maps.front()), data_of<cpu::Bfloat16>(x.maps.back())},
       .weight = weight.const_data_ptr<float>(),
       .bias = data_or_null(bias),
-      .fine = fine_map(y),
-      .planes = fine_planes(y),
+      .fine = are_planes(y) ? nullptr : mutable_data_of<cpu::Bfloat16>(y),
+      .planes = are_planes(y) ? mutable_data_of<float>(y) : nullptr,
       .scratch = nullptr,
       .threads = 0};
   run_with_scratch(run, cpu::level().bfloat16_upconvolution_scratch_size, cpu::level().bfloat16_upconvolution);
@@ -164,8 +166,8 @@ void bfloat16_weight_gradient(const Sources& coarse, const at::Tensor& fine, Ali
   cpu::Bfloat16WeightGradient run{
       .maps = coarse_and_fine(size_of(coarse.maps.front()), coarse.channels, gradient.size(1), alignment),
       .coarse = {data_of<cpu::Bfloat16>(coarse.maps.front()), data_of<cpu::Bfloat16>(coarse.maps.back())},
-      .fine = fine_map(fine),
-      .planes = fine_planes(fine),
+      .fine = map_or_null(fine),
+      .planes = planes_or_null(fine),
       .gradient = gradient.mutable_data_ptr<float>(),
       .scratch = nullptr,
       .threads = 0};
@@ -221,7 +223,7 @@ class CpuKernels final : public TrainingKernels {
   void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
                        const at::Tensor& gradient) const override {
     if (is_bfloat16(coarse.maps.front())) return bfloat16_weight_gradient(coarse, fine, alignment, gradient);
-    if (fine.dim() == 4) return plane_weight_gradient(coarse, fine, alignment, gradient);
+    if (are_planes(fine)) return plane_weight_gradient(coarse, fine, alignment, gradient);
     const Phases phases = phases_of(alignment, std::nullopt);
     const Size grid = size_of(coarse.maps.front());
     const auto [tile_rows, tile_columns] = best_tile(phases, grid);

@@ -116,9 +116,9 @@ class UNet(nn.Module):
     """One stem's network.
 
     Encoder blocks halve bins and frames, decoder blocks double them again; from the second on, a decoder block reads
-    the encoder's output of its size (the skip) in front of the previous block's. In training, in float32
-    and on a GPU under autocast, the compiled kernels do the work (`PYUNETSEP_KERNELS=0`: plain PyTorch); for inference
-    see `UNetPlan` and `Separator`.
+    the encoder's output of its size (the skip) in front of the previous block's. In training, in float32 and under
+    autocast on a GPU or a CPU with AMX, the compiled kernels do the work (`PYUNETSEP_KERNELS=0`: plain PyTorch); for
+    inference see `UNetPlan` and `Separator`.
     """
 
     def __init__(self, config: UNetConfig) -> None:

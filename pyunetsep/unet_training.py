@@ -35,14 +35,14 @@ def serves(network: UNet, magnitude: Tensor) -> bool:
         and magnitude.device == network.device
         and magnitude.dtype == network.dtype == torch.float32
         and suits(network.config)
-        and element(magnitude.device) is not None
+        and _element_of_maps(magnitude.device) is not None
         and kernels_enabled()
         and all(_as_made(module) for module in network.modules())
         and all(type(block.dropout) is SeededDropout for block in network.decoder_blocks)
     )
 
 
-def element(device: torch.device) -> torch.dtype | None:
+def _element_of_maps(device: torch.device) -> torch.dtype | None:
     """Of the maps between the kernels, if there are any for the device: as autocast wants."""
     if device.type not in ("cpu", "cuda"):
         return None
@@ -52,11 +52,11 @@ def element(device: torch.device) -> torch.dtype | None:
     return wanted if computes(device, wanted) else None
 
 
-def computes(device: torch.device, element: torch.dtype) -> bool:
+def computes(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether training in such numbers is for the kernels. On a CPU, bfloat16 is where it has matrix products."""
-    if element == torch.float32 or device.type == "cuda":
+    if dtype == torch.float32 or device.type == "cuda":
         return True
-    return element == torch.bfloat16 and has_matrix_products()
+    return dtype == torch.bfloat16 and has_matrix_products()
 
 
 def _as_made(module: nn.Module) -> bool:
@@ -75,11 +75,11 @@ def suits(config: UNetConfig) -> bool:
 def forward(network: UNet, magnitude: Tensor) -> Tensor:
     """The mask; see `UNet.forward`."""
     alignment, raw_skips = network.config.alignment, network.config.skips == "raw"
-    of_maps = element(magnitude.device)
+    element = _element_of_maps(magnitude.device)
     skips = []
     x = magnitude
     for encoder_block in network.encoder_blocks:
-        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment, element=of_maps)
+        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment, element=element)
         x = raw
         if encoder_block.norm is not None:
             x = _normalised(encoder_block.norm, raw, slope=encoder_block.leaky_slope)

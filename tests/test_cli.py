@@ -382,10 +382,14 @@ def doctor_with_simd(level, tmp_path):
 def test_doctor_says_which_simd_level_runs(tmp_path):
     levels = _C.simd_levels()
     assert levels[0] == "baseline"
+    before = _C.simd_level()
+    _C.set_simd_level("auto")
+    has = _C.has_matrix_products()
+    _C.set_simd_level(before)
     code, fact = doctor_with_simd("auto", tmp_path)
     assert code == 0
     assert fact.startswith(f"{levels[-1]}, the widest of {', '.join(levels)}, ")
-    assert ("train in float32 and bfloat16 (AMX)" in fact) == _C.has_matrix_products()
+    assert ("training in float32 and bfloat16 (AMX)" in fact) == has
     code, fact = doctor_with_simd("baseline", tmp_path)
     assert code == 0
     assert fact.startswith("baseline, as PYUNETSEP_SIMD says") and "bfloat16" not in fact

@@ -189,6 +189,14 @@ def test_bfloat16_learns_nearly_the_same(recordings):
     torch.testing.assert_close(losses["bfloat16"], losses["float32"], rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("has", [False, True])
+def test_weights_lie_as_those_read_them_who_train(recordings, has, monkeypatch):
+    monkeypatch.setattr("pyunetsep.unet_training.has_matrix_products", lambda: has)
+    weight = trainer(recordings, precision="bfloat16").networks["vocals"].encoder[1].conv.weight
+    assert weight.is_contiguous() == has
+    assert weight.is_contiguous(memory_format=torch.channels_last) == (not has)
+
+
 def test_float16_is_for_gpus(recordings):
     with pytest.raises(ValueError, match="float16 trains on a GPU only"):
         trainer(recordings, precision="float16")

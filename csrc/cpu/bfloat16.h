@@ -22,12 +22,7 @@ static inline void write(void* to, const T& from) {
   std::memcpy(to, &from, sizeof from);
 }
 
-// As `store` of bfloat16.
-static inline void round_to_bfloat16(Pairs& to, const Floats& x) {
-  const auto bits = (Pairs)x;
-  to = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
-}
-
+// First and second element side by side.
 static inline void pair_up(Pairs& to, const Floats& first, const Floats& second) {
   Pairs low, high;
   round_to_bfloat16(low, first);

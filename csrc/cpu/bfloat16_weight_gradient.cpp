@@ -14,23 +14,24 @@
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
 
-constexpr int64_t kStretchTiles = 16;                // pixels that are laid out at once
-constexpr int64_t kMaxRowTiles = 8, kMinTasks = 16;  // coarse blocks of a task
-constexpr int64_t kSums = kTileRows * kTileRows;     // of a tile
+constexpr int64_t kStretchTiles = 16;    // tiles of 32 pixels that are laid out at once
+constexpr int64_t kMaxCoarseBlocks = 8;  // of a task
+constexpr int64_t kMinTasks = 16;
+constexpr int64_t kSums = kTileRows * kTileRows;  // of a tile
 
 struct Cut {
-  int64_t columns;               // tiles of b: what a fine block, or all planes, are taken for
-  int64_t fine_blocks;           // tasks' share of the fine map
+  int64_t columns;               // tiles of b of a task: of a tap each, or of 16 taps of planes
+  int64_t fine_blocks;           // each has tasks of its own
   int64_t rows, groups, a_task;  // tiles of a, in groups of so many
   int64_t stretches, parts;      // of pixels
   int64_t tasks;
 
   explicit Cut(const Bfloat16WeightGradient& a) {
     const CoarseAndFine& maps = a.maps;
-    columns = a.fine ? kTaps : ceil_div(maps.fine_channels * kTaps, kTileRows);
+    columns = a.fine ? kFilterTaps : ceil_div(maps.fine_channels * kFilterTaps, kTileRows);
     fine_blocks = a.fine ? blocks_of(maps.fine_channels) : 1;
-    rows = blocks_of(maps.coarse_channels[0]) + blocks_of(maps.coarse_channels[1]);
-    groups = ceil_div(rows, kMaxRowTiles);
+    rows = blocks_of(maps.coarse_channels);
+    groups = ceil_div(rows, kMaxCoarseBlocks);
     a_task = ceil_div(rows, groups);
     stretches = ceil_div(maps.batch * maps.rows * maps.columns, kStretchTiles * kTileDepth);
     parts = min(stretches, ceil_div(kMinTasks, groups * fine_blocks));
@@ -111,17 +112,13 @@ class Task {
     }
   }
 
-  // The sums of all parts, if this is the first of them, to the gradient.
-  void finish_row(int64_t row, int64_t lane) const {
-    int64_t channel = (first_row_ + row) * kBlock + lane;
+  // One coarse channel's sums of all parts, of which this is the first, to the gradient.
+  void finish_channel(int64_t row, int64_t lane) const {
     const CoarseAndFine& maps = a_.maps;
-    const int64_t before = blocks_of(maps.coarse_channels[0]) * kBlock;
-    const bool second = channel >= before;
-    if (second) channel -= before;
-    if (channel >= maps.coarse_channels[second]) return;
-    if (second) channel += maps.coarse_channels[0];
-    float sums[kTaps + 1][kTileRows];
-    for (int64_t column = 0; column < cut_.columns; column += 1) {
+    const int64_t channel = channel_at(maps.coarse_channels, (first_row_ + row) * kBlock + lane);
+    if (channel < 0) return;
+    float sums[kFilterTaps][kTileRows];
+    for (int64_t column = 0; column < cut_.columns; ++column) {
       Floats sum = {};
       for (int64_t part = 0; part < cut_.parts; ++part) {
         Floats of_part;
@@ -131,15 +128,15 @@ class Task {
       if (a_.fine) {
         write(sums[column], sum);
       } else {
-        const int64_t all = maps.fine_channels * kTaps, at = column * kTileRows;
+        const int64_t all = maps.fine_channels * kFilterTaps, at = column * kTileRows;
         std::memcpy(a_.gradient + channel * all + at, &sum,
                     static_cast<size_t>(min<int64_t>(kTileRows, all - at)) * sizeof(float));
       }
     }
     if (!a_.fine) return;
-    float* to = a_.gradient + (channel * maps.fine_channels + fine_block_ * kBlock) * kTaps;
+    float* to = a_.gradient + (channel * maps.fine_channels + fine_block_ * kBlock) * kFilterTaps;
     for (int64_t fine = 0; fine < min<int64_t>(kBlock, maps.fine_channels - fine_block_ * kBlock); ++fine) {
-      for (int tap = 0; tap < kTaps; ++tap) *to++ = sums[tap][fine];
+      for (int tap = 0; tap < kFilterTaps; ++tap) *to++ = sums[tap][fine];
     }
   }
 
@@ -154,10 +151,7 @@ class Task {
   // Pixels first ... first + 31, as tile k of the stretch.
   void lay_out(int64_t first, int64_t k) const {
     const CoarseAndFine& maps = a_.maps;
-    const Maps coarse{{a_.coarse[0], a_.coarse[1]},
-                      {blocks_of(maps.coarse_channels[0]), blocks_of(maps.coarse_channels[1])},
-                      maps.rows,
-                      maps.columns};
+    const Maps coarse = coarse_maps(maps, a_.coarse);
     const Pixels grid[2] = {{maps, first}, {maps, first + kTileRows}};
     for (int64_t row = 0; row < rows_; ++row) {
       Pairs rows[kPairs];
@@ -170,9 +164,9 @@ class Task {
       store_tile(a_tile(row, k), rows);
     }
     if (!a_.fine) return lay_out_planes(grid, k);
-    const Maps fine{{a_.fine, nullptr}, {blocks_of(maps.fine_channels), 0}, 2 * maps.rows, 2 * maps.columns};
+    const Maps fine = fine_map(maps, a_.fine);
     for (int half = 0; half < 2; ++half) {
-      const Reach<2, kSide> reach(fine, grid[half], -maps.pad);
+      const Reach<2, kFilterSide> reach(fine, grid[half], -maps.pad);
       reach.for_each_tap(fine_block_, [&](int tap, const auto& at) {
         Pairs rows[kTileRows / 2];
         pair_pixels(at, rows);
@@ -220,7 +214,7 @@ void bfloat16_weight_gradient(const Bfloat16WeightGradient& a) {
   const Cut cut(a);
   const auto finish = [&](const Task& task) {
     for (int64_t row = 0; row < task.rows(); ++row) {
-      for (int64_t lane = 0; lane < kBlock; ++lane) task.finish_row(row, lane);
+      for (int64_t lane = 0; lane < kBlock; ++lane) task.finish_channel(row, lane);
     }
   };
   parallel_tasks(cut.tasks, a.threads, [&](int64_t number, int64_t thread) {

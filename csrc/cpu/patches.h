@@ -1,13 +1,12 @@
 // What a filter reaches from pixels of a grid, as tiles of matrix products.
 #pragma once
+#include "channels.h"
 #include "tiles.h"
 
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 
-constexpr int kSide = 5, kTaps = kSide * kSide;                      // of the filter
-constexpr int kPhaseSide = 3, kPhaseTaps = kPhaseSide * kPhaseSide;  // of a phase
-
-static inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
+constexpr int kFilterSide = 5, kFilterTaps = kFilterSide * kFilterSide;
+constexpr int kPhaseSide = 3, kPhaseTaps = kPhaseSide * kPhaseSide;  // of a phase of a transposed convolution
 
 // Tiles' depth of so many blocks of channels: two blocks each.
 static inline int64_t block_pairs(int64_t blocks) { return ceil_div(blocks, 2); }
@@ -22,12 +21,22 @@ struct Maps {
   int64_t pixels() const { return rows * columns; }
 };
 
+static inline Maps coarse_maps(const CoarseAndFine& maps, const Bfloat16* const (&coarse)[2]) {
+  return {{coarse[0], coarse[1]},
+          {blocks_of(maps.coarse_channels[0]), blocks_of(maps.coarse_channels[1])},
+          maps.rows,
+          maps.columns};
+}
+static inline Maps fine_map(const CoarseAndFine& maps, const Bfloat16* fine) {
+  return {{fine, nullptr}, {blocks_of(maps.fine_channels), 0}, 2 * maps.rows, 2 * maps.columns};
+}
+
 static constexpr Bfloat16 kZeros[kBlock] = {};
 
 // Up to sixteen neighbouring pixels of a grid, row by row and image by image.
 struct Pixels {
   int64_t count, columns;
-  int64_t image[kTileRows], row[kTileRows], column[kTileRows];  // of the last ones too where there are fewer
+  int64_t image[kTileRows], row[kTileRows], column[kTileRows];  // past the last, they count on
 
   Pixels() = default;
   Pixels(const CoarseAndFine& maps, int64_t first)
@@ -44,7 +53,7 @@ struct Pixels {
     }
   }
 
-  bool in_one_row() const { return columns % kTileRows == 0; }
+  bool in_one_row() const { return columns % kTileRows == 0; }  // if they begin at a multiple of their number
 };
 
 // What pixels of a grid reach in maps: tap (i, j) of a pixel (r, c), of kTapsASide x kTapsASide, is pixel (kStride r +
@@ -135,17 +144,17 @@ class PlanePatches {
   PlanePatches(const CoarseAndFine& maps, const float* planes)
       : maps_(maps), planes_(planes), rows_(2 * maps.rows), columns_(2 * maps.columns) {}
 
-  int64_t size() const { return maps_.fine_channels * kTaps; }
+  int64_t size() const { return maps_.fine_channels * kFilterTaps; }
 
   // Calls body(k, values) for all k.
   template <typename Body>
   void for_each(const Pixels& grid, const Body& body) const {
     for (int64_t channel = 0; channel < maps_.fine_channels; ++channel) {
-      for (int i = 0; i < kSide; ++i) {
-        const int k = static_cast<int>(channel) * kTaps + i * kSide;
-        Floats values[kSide];
+      for (int i = 0; i < kFilterSide; ++i) {
+        const int k = static_cast<int>(channel) * kFilterTaps + i * kFilterSide;
+        Floats values[kFilterSide];
         grid.in_one_row() ? neighbours(grid, channel, i, values) : pixels(grid, channel, i, values);
-        for (int j = 0; j < kSide; ++j) body(k + j, values[j]);
+        for (int j = 0; j < kFilterSide; ++j) body(k + j, values[j]);
       }
     }
   }
@@ -160,15 +169,15 @@ class PlanePatches {
   }
 
   // Of pixels in one row.
-  void neighbours(const Pixels& grid, int64_t channel, int i, Floats (&values)[kSide]) const {
-    constexpr int64_t kReached = 2 * kTileRows + kSide;
+  void neighbours(const Pixels& grid, int64_t channel, int i, Floats (&values)[kFilterSide]) const {
+    constexpr int64_t kReached = 2 * kTileRows + kFilterSide;
     float reached[kReached] = {};
     int64_t column;
     if (const float* from = line(grid, 0, channel, i, column)) {
       const int64_t begin = max<int64_t>(0, -column), end = min(kReached, columns_ - column);
       for (int64_t j = begin; j < end; ++j) reached[j] = from[column + j];
     }
-    for (int j = 0; j < kSide; ++j) {
+    for (int j = 0; j < kFilterSide; ++j) {
       Floats low, high;
       read(low, reached + j);
       read(high, reached + j + kTileRows);
@@ -177,11 +186,11 @@ class PlanePatches {
   }
 
   // Of any pixels.
-  void pixels(const Pixels& grid, int64_t channel, int i, Floats (&values)[kSide]) const {
+  void pixels(const Pixels& grid, int64_t channel, int i, Floats (&values)[kFilterSide]) const {
     for (int p = 0; p < kTileRows; ++p) {
       int64_t column;
       const float* from = line(grid, p, channel, i, column);
-      for (int j = 0; j < kSide; ++j) {
+      for (int j = 0; j < kFilterSide; ++j) {
         values[j][p] = from && 0 <= column + j && column + j < columns_ ? from[column + j] : 0.0f;
       }
     }

@@ -2,6 +2,7 @@
 // walk over tiles, and the way of a map's tiles to those points.
 #pragma once
 #include "../kernels.h"
+#include "channels.h"
 #include "simd.h"
 #include "winograd.h"
 
@@ -9,8 +10,6 @@ namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 
 constexpr int kParts = kBlock / kLanes;  // vectors a block of channels
 constexpr int kTaps = 5;
-
-static inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
 // Floats between what belongs to one point and to the next, which begin in other cache sets so: they are met in turn.
 constexpr int64_t kBetweenPoints = 16;

@@ -31,9 +31,7 @@ namespace {
 // panel stays in the first cache level while all tiles are multiplied by it.
 constexpr int64_t kDepth = 128;
 
-int64_t input_blocks(const Convolution& conv) {
-  return blocks_of(conv.in_channels[0]) + blocks_of(conv.in_channels[1]);
-}
+int64_t input_blocks(const Convolution& conv) { return blocks_of(conv.in_channels); }
 
 // ---- packing
 
@@ -115,14 +113,10 @@ void pack_filters(const Convolution& conv, const FilterTaps& filter_taps, const 
                   int64_t end_k, int64_t first_out, const PackedPlaces<R, C>& places) {
   constexpr int kFilter = kTaps * kTaps;
   const int64_t in_channels = conv.in_channels[0] + conv.in_channels[1];
-  const int64_t first_blocks = blocks_of(conv.in_channels[0]);
   const int64_t outs = max<int64_t>(0, min<int64_t>(kLanes, conv.out_channels - first_out));
   for (int64_t k = first_k; k < end_k; ++k) {
-    // the maps are padded one by one
-    const bool second = k >= first_blocks * kBlock;
-    const int64_t within = second ? k - first_blocks * kBlock : k;
-    const int64_t in = second ? conv.in_channels[0] + within : within;
-    const bool there = within < conv.in_channels[second];
+    const int64_t place = channel_at(conv.in_channels, k), in = max<int64_t>(place, 0);
+    const bool there = place >= 0;
     Values taps[kFilter];
     if (conv.weight_by_input) {
       load_filters(weight + (in * conv.out_channels + first_out) * kFilter, kFilter, there ? outs : 0, taps);

@@ -1,6 +1,7 @@
 // What a CPU kernel file needs to be compiled once for each SIMD level. CMakeLists.txt names the levels and gives each
 // its flags and PYUNETSEP_SIMD, the level's name, which is also the namespace that its kernels live in: one source, no
-// intrinsics, and no two levels with a symbol in common.
+// intrinsics (but tiles.cpp's, which have no vector that could stand for them), and no two levels with a symbol in
+// common.
 //
 // The linker keeps one copy of an inline function or template, whichever it meets first; a copy made for AVX-512 would
 // then crash an older machine. So whatever these files define is in PYUNETSEP_SIMD's namespace or has internal linkage,
@@ -39,7 +40,14 @@ static inline Vec load(const float* from) {
 }
 static inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
 
-// The same of bfloat16: the upper halves of the floats' bits, rounded to nearest, ties to even; NaN stays one.
+// The upper halves of floats' bits, rounded to nearest, ties to even; NaN stays one.
+template <typename Bits, typename Floats>
+static inline void round_to_bfloat16(Bits& to, const Floats& x) {
+  const auto bits = (Bits)x;
+  to = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+}
+
+// From and to bfloat16, at any address.
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes)));
 
@@ -49,8 +57,8 @@ static inline Vec load(const Bfloat16* from) {
   return (Vec)(__builtin_convertvector(bits, Bits) << 16);
 }
 static inline void store(Bfloat16* to, Vec vec) {
-  const auto bits = (Bits)vec;
-  const Bits rounded = vec == vec ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+  Bits rounded;
+  round_to_bfloat16(rounded, vec);
   const HalfBits halves = __builtin_convertvector(rounded, HalfBits);
   std::memcpy(to, &halves, sizeof halves);
 }

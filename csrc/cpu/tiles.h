@@ -26,7 +26,7 @@ bool has_matrix_products();  // here and at this level
 
 class Tiles {
  public:
-  Tiles() noexcept;  // of this thread, until it ends
+  Tiles() noexcept;  // of this thread, while this object lives
   ~Tiles();
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;

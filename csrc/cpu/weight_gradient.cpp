@@ -30,9 +30,7 @@ constexpr int64_t kMinChunk = 64, kMaxChunk = 512;  // tiles
 constexpr int64_t kTaskRows = 32;                   // coarse channels of a task
 constexpr int64_t kLargeSums = 1 << 19;             // floats that do not stay in a cache
 
-int64_t coarse_blocks(const WeightGradient& a) {
-  return blocks_of(a.coarse_channels[0]) + blocks_of(a.coarse_channels[1]);
-}
+int64_t coarse_blocks(const WeightGradient& a) { return blocks_of(a.coarse_channels); }
 
 // Distances in the scratch memory. An odd number of cache lines spreads tiles over all cache sets.
 template <int R, int C>
@@ -213,27 +211,20 @@ void run(const WeightGradient& a) {
                m + row * points.phases[at] * layout.fine);
     });
   }
-  // Rows are the channels of both maps, each filled up to whole blocks: the channel of a row, or none.
-  const int64_t first_channels = a.coarse_channels[0], padding = blocks_of(first_channels) * kBlock - first_channels;
-  const auto channel_of = [&](int64_t row) -> int64_t {
-    if (row < first_channels) return row;
-    const int64_t channel = row - padding;
-    return channel >= first_channels && channel < first_channels + a.coarse_channels[1] ? channel : -1;
-  };
   if (layout.apart) {
     parallel_tasks(ceil_div(layout.coarse, kTaskRows), a.threads, [&](int64_t task, int64_t thread) {
       float* const own = m + thread * layout.m_size;
       const int64_t begin = task * kTaskRows, rows = min(kTaskRows, layout.coarse - begin);
       for (int at = 0; at < points.kCount; ++at) multiply(a, points, layout, at, begin, rows, all, false, own);
       for (int64_t row = 0; row < rows; ++row) {
-        const int64_t channel = channel_of(begin + row);
+        const int64_t channel = channel_at(a.coarse_channels, begin + row);
         if (channel >= 0) transform_sums(a, points, filter_taps, layout, channel, row, own);
       }
     });
     return;
   }
   parallel_tasks(layout.coarse, a.threads, [&](int64_t row, int64_t) {
-    const int64_t channel = channel_of(row);
+    const int64_t channel = channel_at(a.coarse_channels, row);
     if (channel >= 0) transform_sums(a, points, filter_taps, layout, channel, row, m);
   });
 }

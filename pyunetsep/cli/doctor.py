@@ -96,7 +96,7 @@ def _simd() -> str:
     training = "float32 and bfloat16 (AMX)" if kernels.has_matrix_products() else "float32"
     return (
         f"{kernels.simd_level()}, {why} of {', '.join(kernels.simd_levels())}, which are built and run here; "
-        f"they train in {training}; torch uses {torch.backends.cpu.get_cpu_capability()}"
+        f"training in {training}; torch uses {torch.backends.cpu.get_cpu_capability()}"
     )
 
 

@@ -282,5 +282,13 @@ def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-for _op in ("weight_gradient", "head_weight_gradient", "channel_sums", "norm_statistics", "norm", "norm_sums", "norm_gradient"):
+for _op in (
+    "weight_gradient",
+    "head_weight_gradient",
+    "channel_sums",
+    "norm_statistics",
+    "norm",
+    "norm_sums",
+    "norm_gradient",
+):
     torch.library.register_autograd(f"pyunetsep::training_{_op}", _no_second_gradient)

@@ -130,7 +130,7 @@ def test_a_network_trains_as_in_plain_pytorch(config, channels, alignment, eleme
 
     @contextlib.contextmanager
     def with_kernels(run: bool) -> Iterator[None]:
-        monkeypatch.setattr(unet_training, "element", lambda device: element if run else None)
+        monkeypatch.setattr(unet_training, "_element_of_maps", lambda device: element if run else None)
         yield
 
     check_learning(network, torch.rand(2, config.input_channels, 16, 24), element, with_kernels)
