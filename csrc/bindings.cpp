@@ -62,6 +62,8 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def("training_channel_sums(Tensor map, int channels) -> Tensor");
   library.def("training_head(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.def("training_head_weight_gradient(Tensor gradient, Tensor x) -> Tensor");
+  library.def("training_masked_l1(Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
+  library.def("training_masked_l1_gradient(Tensor gradient, Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
   library.def("training_norm_statistics(Tensor x, int channels, float inner_slope) -> (Tensor, Tensor)");
   library.def(
       "training_norm(Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float epsilon, "
@@ -92,7 +94,7 @@ static void implement_on_both(torch::Library& library) {
   library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
 }
 
-// Blocks for evaluation, and the head's training, are for the CPU alone.
+// Blocks for evaluation, and what of training is done on planes, are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   implement_on_both(library);
   library.impl("encoder_block", &pyunetsep::encoder_block);
@@ -101,6 +103,8 @@ TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("dilated_head", &pyunetsep::dilated_head);
   library.impl("training_head", &pyunetsep::training_head);
   library.impl("training_head_weight_gradient", &pyunetsep::training_head_weight_gradient);
+  library.impl("training_masked_l1", &pyunetsep::training_masked_l1);
+  library.impl("training_masked_l1_gradient", &pyunetsep::training_masked_l1_gradient);
 }
 
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) { implement_on_both(library); }

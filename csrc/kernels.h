@@ -301,6 +301,14 @@ struct Bfloat16WeightGradient {
   int64_t threads;
 };
 
+// The loss: the mean of |mask magnitude - target|.
+struct MaskedL1 {
+  const float *mask, *magnitude, *target;  // [size]
+  int64_t size;
+  double* scratch;  // masked_l1_scratch_size; the gradient needs none
+  int64_t threads;
+};
+
 // Which elements of a map are dropped: by a hash of their example's seed and their place in it.
 struct Dropout {
   const int32_t* seeds;  // [batch]; null: nothing is dropped

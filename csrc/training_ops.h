@@ -64,4 +64,11 @@ at::Tensor training_head(const at::Tensor& x, const at::Tensor& weight, const st
 // The gradient of its weight.
 at::Tensor training_head_weight_gradient(const at::Tensor& gradient, const at::Tensor& x);
 
+// The loss, on the CPU: the mean of |mask magnitude - target|, of planes of one shape -> one element.
+at::Tensor training_masked_l1(const at::Tensor& mask, const at::Tensor& magnitude, const at::Tensor& target);
+
+// Of its gradient, one element: that of the mask.
+at::Tensor training_masked_l1_gradient(const at::Tensor& gradient, const at::Tensor& mask, const at::Tensor& magnitude,
+                                       const at::Tensor& target);
+
 }  // namespace pyunetsep

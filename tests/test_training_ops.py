@@ -221,6 +221,51 @@ def test_what_does_not_fit_a_head_is_an_error(call, problem):
         call(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4))
 
 
+# ---- the loss
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1, 5, 7), (3, 2, 64, 65), (1, 1, 8192, 2)])
+def test_masked_l1(shape, level):
+    def loss(mask: Tensor, magnitude: Tensor, target: Tensor) -> Tensor:
+        return (mask * magnitude - target).abs().mean()
+
+    mask, magnitude, target = torch.rand(3, *shape)
+    for planes, value in ((mask, 0.5), (magnitude, 0.5), (target, 0.25)):  # where the gradient is 0
+        planes.flatten()[0] = value
+    wanted = mask.clone().requires_grad_()
+    made = training.masked_l1(wanted, magnitude, target)
+    judge(made.detach(), loss, mask, magnitude, target)
+    (gradient,) = torch.autograd.grad(3 * made, wanted)
+    theirs = mask.clone().requires_grad_()
+    (3 * loss(theirs, magnitude, target)).backward()
+    torch.testing.assert_close(gradient, theirs.grad, rtol=1e-6, atol=0)
+
+
+def test_masked_l1_does_not_depend_on_the_threads():
+    planes = torch.rand(3, 100_000)
+    losses = []
+    for number in (1, 2, 3):
+        with threads(number):
+            losses.append(training.masked_l1(*planes))
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_masked_l1_as_an_op():
+    mask, magnitude, target = torch.rand(3, 2, 5)
+    torch.library.opcheck(training.masked_l1, (mask.clone().requires_grad_(), magnitude, target))
+    torch.library.opcheck(training.masked_l1_gradient, (torch.tensor(2.0), mask, magnitude, target))
+    with pytest.raises(ValueError, match=r"target: got shape \[5\], wants that of the mask, \[2, 5\]"):
+        training.masked_l1(mask, magnitude, target[0])
+    with pytest.raises(ValueError, match="mask: got shape"):
+        training.masked_l1(mask[:0], magnitude[:0], target[:0])
+    with pytest.raises(TypeError, match="magnitude: got dtype Double"):
+        training.masked_l1(mask, magnitude.double(), target)
+    with pytest.raises(ValueError, match="gradient: got shape"):
+        training.masked_l1_gradient(torch.ones(2), mask, magnitude, target)
+    with pytest.raises(NotImplementedError, match="of the mask alone"):
+        training.masked_l1(mask, magnitude.requires_grad_(), target).backward()
+
+
 # ---- norm
 
 

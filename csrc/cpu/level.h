@@ -40,6 +40,9 @@ struct Level {
   void (*dilated_head_run)(const DilatedHead&);
   int64_t (*dilated_head_gradient_scratch_size)(const DilatedHeadGradient&);  // in doubles
   void (*dilated_head_gradient)(const DilatedHeadGradient&);
+  int64_t (*masked_l1_scratch_size)(int64_t size);  // in doubles
+  double (*masked_l1)(const MaskedL1&);
+  void (*masked_l1_gradient)(const MaskedL1&, float factor, float* of_mask);
   int64_t (*weight_gradient_scratch_size)(const WeightGradient&);
   void (*weight_gradient)(const WeightGradient&);
   int64_t (*plane_weight_gradient_scratch_size)(const PlaneWeightGradient&);

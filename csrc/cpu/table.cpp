@@ -27,6 +27,9 @@ int64_t dilated_head_scratch_size(int64_t columns);
 void dilated_head_run(const DilatedHead& args);
 int64_t dilated_head_gradient_scratch_size(const DilatedHeadGradient& args);
 void dilated_head_gradient(const DilatedHeadGradient& args);
+int64_t masked_l1_scratch_size(int64_t size);
+double masked_l1(const MaskedL1& args);
+void masked_l1_gradient(const MaskedL1& args, float factor, float* of_mask);
 int64_t weight_gradient_scratch_size(const WeightGradient& args);
 void weight_gradient(const WeightGradient& args);
 int64_t plane_weight_gradient_scratch_size(const PlaneWeightGradient& args);
@@ -65,6 +68,9 @@ const Level kLevel{
     .dilated_head_run = &dilated_head_run,
     .dilated_head_gradient_scratch_size = &dilated_head_gradient_scratch_size,
     .dilated_head_gradient = &dilated_head_gradient,
+    .masked_l1_scratch_size = &masked_l1_scratch_size,
+    .masked_l1 = &masked_l1,
+    .masked_l1_gradient = &masked_l1_gradient,
     .weight_gradient_scratch_size = &weight_gradient_scratch_size,
     .weight_gradient = &weight_gradient,
     .plane_weight_gradient_scratch_size = &plane_weight_gradient_scratch_size,

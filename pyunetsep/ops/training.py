@@ -28,6 +28,8 @@ weight_gradient = torch.ops.pyunetsep.training_weight_gradient.default
 channel_sums = torch.ops.pyunetsep.training_channel_sums.default
 head = torch.ops.pyunetsep.training_head.default
 head_weight_gradient = torch.ops.pyunetsep.training_head_weight_gradient.default
+masked_l1 = torch.ops.pyunetsep.training_masked_l1.default
+masked_l1_gradient = torch.ops.pyunetsep.training_masked_l1_gradient.default
 norm_statistics = torch.ops.pyunetsep.training_norm_statistics.default
 norm_apply = torch.ops.pyunetsep.training_norm.default
 norm_sums = torch.ops.pyunetsep.training_norm_sums.default
@@ -98,6 +100,16 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.register_fake("pyunetsep::training_head_weight_gradient")
 def _(gradient: Tensor, x: Tensor) -> Tensor:
     return x.new_empty((gradient.shape[1], x.shape[1], 4, 4))
+
+
+@torch.library.register_fake("pyunetsep::training_masked_l1")
+def _(mask: Tensor, magnitude: Tensor, target: Tensor) -> Tensor:
+    return mask.new_empty(())
+
+
+@torch.library.register_fake("pyunetsep::training_masked_l1_gradient")
+def _(gradient: Tensor, mask: Tensor, magnitude: Tensor, target: Tensor) -> Tensor:
+    return mask.new_empty(mask.shape)
 
 
 @torch.library.register_fake("pyunetsep::training_norm_statistics")
@@ -207,6 +219,19 @@ def _head_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("pyunetsep::training_head", _head_backward, setup_context=_head_setup)
 
 
+def _masked_l1_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _masked_l1_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    if any(ctx.needs_input_grad[1:]):
+        raise NotImplementedError("the loss has a gradient of the mask alone")
+    return masked_l1_gradient(gradient, *ctx.saved_tensors), None, None
+
+
+torch.library.register_autograd("pyunetsep::training_masked_l1", _masked_l1_backward, setup_context=_masked_l1_setup)
+
+
 class Together(Protocol):
     """Whose statistics a norm shares."""
 
@@ -285,6 +310,7 @@ def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
 for _op in (
     "weight_gradient",
     "head_weight_gradient",
+    "masked_l1_gradient",
     "channel_sums",
     "norm_statistics",
     "norm",
