@@ -12,7 +12,8 @@
 namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 namespace {
 
-constexpr int64_t kPanelTiles = 1024, kMaxRowTiles = 16;  // of a, that should stay in the second cache level
+constexpr int64_t kPanelTiles = 1024;  // of a, which should stay in the second cache level
+constexpr int64_t kMaxRowTiles = 16;   // of pixels
 
 // How the work is cut: tasks make some tiles of pixels for some blocks of channels.
 struct Cut {
@@ -90,6 +91,7 @@ void for_each_panel(const CoarseAndFine& maps, const Cut& cut, int64_t blocks, u
   });
 }
 
+// Of a block of channels; 0 behind the last.
 class Bias {
  public:
   Bias(const float* bias, int64_t block, int64_t channels) : values_{} {

@@ -56,9 +56,8 @@ struct Pixels {
   bool in_one_row() const { return columns % kTileRows == 0; }  // if they begin at a multiple of their number
 };
 
-// What pixels of a grid reach in maps: tap (i, j) of a pixel (r, c), of kTapsASide x kTapsASide, is pixel (kStride r +
-// i
-// + offset, kStride c + j + offset) of the maps. Outside, and for pixels that there are not, there are zeros.
+// What pixels of a grid reach in maps: tap (i, j), of kTapsASide x kTapsASide, of a pixel (r, c) is the maps' pixel
+// (kStride r + offset + i, kStride c + offset + j). Outside, and for pixels that there are not, there are zeros.
 template <int kStride, int kTapsASide>
 class Reach {
  public:
