@@ -140,18 +140,18 @@ class Emulated:
         """Calls name(*inputs, *outputs, *numbers) in each order of threads and of copies.
 
         Inputs lie behind NaNs, so that a read there shows in the result, and before a page that is no memory, so that a
-        read there is an error; an output starts as NaN between zeros that must still be there. Returns the outputs,
-        whose bits are the same in each order.
+        read there is an error; an output starts as NaN between sevens that must still be there (zeros are what kernels
+        fill up with). Returns the outputs, whose bits are the same in each order.
         """
         fenced = [None if x is None else before_no_memory(x) for x in inputs]
         results: list[list[Tensor]] = []
         for reversed_, early_copies in orders:
-            padded = [guarded(torch.full(shape, torch.nan, dtype=dtype), 0.0) for shape, dtype in outputs]
+            padded = [guarded(torch.full(shape, torch.nan, dtype=dtype), 7.0) for shape, dtype in outputs]
             self.library.set_order(reversed_, early_copies)
             self.call(name, *fenced, *(x for x, _ in padded), *numbers)
             for _, whole in padded:
-                assert not whole[:GUARD].any(), "wrote before the output"
-                assert not whole[-GUARD:].any(), "wrote past the output"
+                assert (whole[:GUARD] == 7).all(), "wrote before the output"
+                assert (whole[-GUARD:] == 7).all(), "wrote past the output"
             results.append([x for x, _ in padded])
         for other in results[1:]:
             for x, y in zip(results[0], other, strict=True):
