@@ -26,7 +26,7 @@ from tests.test_training_ops import ALIGNMENTS, NORMS, SHAPED, down, of_weight, 
 
 BFLOAT16 = torch.bfloat16
 PLANES = pytest.mark.parametrize("planes", [False, True])
-SUMS = 4  # float sums go through all pixels in turn, while PyTorch's are added up pair by pair
+SUMS = 3  # long float sums go through all inputs in turn, while PyTorch's are added up in parts
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def test_gradient_of_the_weight(shape, planes, alignment, level):
         alignment,
     )
     assert gradient.dtype == torch.float32
-    judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=SUMS)
+    judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment)
 
 
 def test_numbers_without_an_end_stay_so(level):
