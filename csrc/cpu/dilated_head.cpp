@@ -26,10 +26,7 @@ void sum_taps(const DilatedHeadGradient& a, int64_t image, int64_t out, int64_t 
   for (int64_t row = first_row; row < last_row; ++row) {
     const float* gradient = a.gradient + ((image * a.out_channels + out) * a.rows + row) * a.columns;
     for (int64_t column = 0; column < a.columns; column += kLanes) {
-      float rest[kLanes] = {};
-      const bool whole = column + kLanes <= a.columns;
-      for (int64_t i = 0; !whole && column + i < a.columns; ++i) rest[i] = gradient[column + i];
-      const Vec y = load(whole ? gradient + column : rest);
+      const Vec y = load_some(gradient + column, a.columns - column);
       for (int i = 0; i < kTaps; ++i) {
         const int64_t from = row - kReach + 2 * i;
         if (from < 0 || from >= a.rows) continue;

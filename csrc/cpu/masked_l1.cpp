@@ -21,14 +21,6 @@ void for_each_vector(const MaskedL1& a, int64_t stretch, const Body& body) {
   for (int64_t at = stretch * kStretch; at < end; at += kLanes) body(at, min<int64_t>(kLanes, end - at));
 }
 
-// Zeros behind the last element.
-Vec load_some(const float* from, int64_t lanes) {
-  if (lanes == kLanes) return load(from);
-  float some[kLanes] = {};
-  for (int64_t i = 0; i < lanes; ++i) some[i] = from[i];
-  return load(some);
-}
-
 }  // namespace
 
 int64_t masked_l1_scratch_size(int64_t size) { return ceil_div(size, kStretch); }

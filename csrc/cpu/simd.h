@@ -40,6 +40,14 @@ static inline Vec load(const float* from) {
 }
 static inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
 
+// The first elements of a vector, where there may be no more; zeros behind them.
+static inline Vec load_some(const float* from, int64_t lanes) {
+  if (lanes >= kLanes) return load(from);
+  float some[kLanes] = {};
+  for (int64_t i = 0; i < lanes; ++i) some[i] = from[i];
+  return load(some);
+}
+
 // The upper halves of floats' bits, rounded to nearest, ties to even; NaN stays one.
 template <typename Bits, typename Floats>
 static inline void round_to_bfloat16(Bits& to, const Floats& x) {
