@@ -10,7 +10,7 @@
 #include "cuda_plan.h"
 #include "kernels.h"
 #include "ops.h"
-#include "training_ops.h"
+#include "training_library.h"
 #include "unet_plan.h"
 
 // Facts that only the build knows; setup.py sets them.
@@ -51,29 +51,11 @@ TORCH_LIBRARY(pyunetsep, library) {
   library.def(
       "mask_block(Tensor x, Tensor? skip, Tensor weight, Tensor bias, str alignment, str upsampling) -> Tensor");
   library.def("dilated_head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
-  library.def(
-      "training_conv(Tensor x, Tensor weight, Tensor? bias, str alignment, *, ScalarType? element=None) -> "
-      "Tensor");
-  library.def(
-      "training_upconv(Tensor x, Tensor? skip, int skip_channels, Tensor weight, Tensor? bias, bool to_planes, "
-      "str alignment) -> Tensor");
-  library.def(
-      "training_weight_gradient(Tensor coarse, Tensor? skip, Tensor fine, int[] channels, str alignment) -> Tensor");
-  library.def("training_channel_sums(Tensor map, int channels) -> Tensor");
+  pyunetsep::define_training_ops(library);
   library.def("training_head(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.def("training_head_weight_gradient(Tensor gradient, Tensor x) -> Tensor");
   library.def("training_masked_l1(Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
   library.def("training_masked_l1_gradient(Tensor gradient, Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
-  library.def("training_norm_statistics(Tensor x, int channels, float inner_slope) -> (Tensor, Tensor)");
-  library.def(
-      "training_norm(Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float epsilon, "
-      "float inner_slope, float slope, Tensor? seeds, float dropout) -> Tensor");
-  library.def(
-      "training_norm_sums(Tensor gradient, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, "
-      "float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> (Tensor, Tensor)");
-  library.def(
-      "training_norm_gradient(Tensor gradient, Tensor sums, Tensor x, Tensor mean, Tensor variance, Tensor weight, "
-      "Tensor bias, float epsilon, float inner_slope, float slope, Tensor? seeds, float dropout) -> Tensor");
 }
 
 // One function for both devices: it chooses by the tensors it gets.
@@ -84,14 +66,7 @@ static void implement_on_both(torch::Library& library) {
   library.impl("magnitudes", &pyunetsep::magnitudes);
   library.impl("masked_istft", &pyunetsep::masked_istft);
   library.impl("mask_wave", &pyunetsep::mask_wave);
-  library.impl("training_conv", &pyunetsep::training_conv);
-  library.impl("training_upconv", &pyunetsep::training_upconv);
-  library.impl("training_weight_gradient", &pyunetsep::training_weight_gradient);
-  library.impl("training_channel_sums", &pyunetsep::training_channel_sums);
-  library.impl("training_norm_statistics", &pyunetsep::training_norm_statistics);
-  library.impl("training_norm", &pyunetsep::training_norm);
-  library.impl("training_norm_sums", &pyunetsep::training_norm_sums);
-  library.impl("training_norm_gradient", &pyunetsep::training_norm_gradient);
+  pyunetsep::implement_training_ops(library);
 }
 
 // Blocks for evaluation, and what of training is done on planes, are for the CPU alone.

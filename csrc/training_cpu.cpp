@@ -61,7 +61,7 @@ class Arguments {
              .threads = at::get_num_threads()};
   }
 
-  explicit Arguments(const TrainingNorm& norm) : Arguments(norm.x, norm.inner_slope) {
+  Arguments(const at::Tensor& x, const TrainingNorm& norm) : Arguments(x, norm.inner_slope) {
     scale_ = at::empty_like(norm.weight);
     inverse_deviation_ = at::empty_like(norm.weight);
     float *scale = scale_.mutable_data_ptr<float>(), *inverse = inverse_deviation_.mutable_data_ptr<float>();
@@ -113,6 +113,12 @@ cpu::CoarseAndFine coarse_and_fine(const Size& grid, const std::vector<int64_t>&
           .pad = zeros_before(alignment)};
 }
 
+std::vector<int64_t> channels_of(const Sources& sources) {
+  std::vector<int64_t> channels;
+  for (const Source& source : sources) channels.push_back(source.channels);
+  return channels;
+}
+
 // Of the fine side, which may be planes.
 bool are_planes(const at::Tensor& fine) { return fine.dim() == 4; }
 const cpu::Bfloat16* map_or_null(const at::Tensor& fine) {
@@ -150,8 +156,8 @@ void bfloat16_conv(const at::Tensor& x, const at::Tensor& weight, const std::opt
 void bfloat16_upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                      Alignment alignment, const at::Tensor& y) {
   cpu::Bfloat16Upconvolution run{
-      .maps = coarse_and_fine(size_of(x.maps.front()), x.channels, weight.size(1), alignment),
-      .coarse = {data_of<cpu::Bfloat16>(x.maps.front()), data_of<cpu::Bfloat16>(x.maps.back())},
+      .maps = coarse_and_fine(size_of(x.front().map), channels_of(x), weight.size(1), alignment),
+      .coarse = {data_of<cpu::Bfloat16>(x.front().map), data_of<cpu::Bfloat16>(x.back().map)},
       .weight = weight.const_data_ptr<float>(),
       .bias = data_or_null(bias),
       .fine = are_planes(y) ? nullptr : mutable_data_of<cpu::Bfloat16>(y),
@@ -164,8 +170,8 @@ void bfloat16_upconv(const Sources& x, const at::Tensor& weight, const std::opti
 void bfloat16_weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
                               const at::Tensor& gradient) {
   cpu::Bfloat16WeightGradient run{
-      .maps = coarse_and_fine(size_of(coarse.maps.front()), coarse.channels, gradient.size(1), alignment),
-      .coarse = {data_of<cpu::Bfloat16>(coarse.maps.front()), data_of<cpu::Bfloat16>(coarse.maps.back())},
+      .maps = coarse_and_fine(size_of(coarse.front().map), channels_of(coarse), gradient.size(1), alignment),
+      .coarse = {data_of<cpu::Bfloat16>(coarse.front().map), data_of<cpu::Bfloat16>(coarse.back().map)},
       .fine = map_or_null(fine),
       .planes = planes_or_null(fine),
       .gradient = gradient.mutable_data_ptr<float>(),
@@ -184,9 +190,70 @@ class CpuKernels final : public TrainingKernels {
     return memory.view({size.batch, blocks_of(channels), size.rows, size.columns, kBlock});
   }
 
-  void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
-            const at::Tensor& y) const override {
-    if (is_bfloat16(y)) return bfloat16_conv(x, weight, bias, alignment, y);
+  bool reads_through_norms() const override { return false; }
+
+  void conv(const Source& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
+            const at::Tensor& y, const std::optional<TrainingStatistics>& statistics) const override {
+    (is_bfloat16(y) ? bfloat16_conv : float_conv)(x.map, weight, bias, alignment, y);
+    if (statistics) norm_statistics(y, *statistics);
+  }
+
+  void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
+              const at::Tensor& y, const std::optional<TrainingStatistics>& statistics) const override {
+    (is_bfloat16(x.front().map) ? bfloat16_upconv : float_upconv)(x, weight, bias, alignment, y);
+    if (statistics) norm_statistics(y, *statistics);
+  }
+
+  void weight_gradient(const Sources& coarse, const Source& fine, Alignment alignment,
+                       const at::Tensor& gradient) const override {
+    const auto kernel = is_bfloat16(coarse.front().map) ? bfloat16_weight_gradient
+                        : are_planes(fine.map)          ? plane_weight_gradient
+                                                        : map_weight_gradient;
+    kernel(coarse, fine.map, alignment, gradient);
+  }
+
+  void channel_sums(const at::Tensor& map, const at::Tensor& sums) const override {
+    with_element(map, [&]<typename T>(T) {
+      Arguments<T> arguments(map, 1.0);
+      norm_kernels<T>().channel_sums(*arguments, sums.mutable_data_ptr<float>(), arguments.scratch());
+    });
+  }
+
+  void norm_statistics(const at::Tensor& x, const TrainingStatistics& statistics) const override {
+    with_element(x, [&]<typename T>(T) {
+      Arguments<T> arguments(x, statistics.inner_slope);
+      norm_kernels<T>().statistics(*arguments, {.mean = statistics.mean.mutable_data_ptr<float>(),
+                                                .variance = statistics.variance.mutable_data_ptr<float>(),
+                                                .scratch = arguments.scratch()});
+    });
+  }
+
+  void norm(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& y) const override {
+    with_element(x, [&]<typename T>(T) { norm_kernels<T>().apply(*Arguments<T>(x, norm), mutable_data_of<T>(y)); });
+  }
+
+  bool reads_in_place(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
+
+  void norm_sums(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+                 const at::Tensor& of_bias) const override {
+    with_element(x, [&]<typename T>(T) {
+      Arguments<T> arguments(x, norm);
+      norm_kernels<T>().sums(*arguments, arguments.gradient(gradient, of_weight, of_bias, nullptr));
+    });
+  }
+
+  void norm_gradient(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient,
+                     const at::Tensor& of_weight, const at::Tensor& of_bias, const at::Tensor& of_x) const override {
+    with_element(x, [&]<typename T>(T) {
+      Arguments<T> arguments(x, norm);
+      norm_kernels<T>().gradient(*arguments,
+                                 arguments.gradient(gradient, of_weight, of_bias, mutable_data_of<T>(of_x)));
+    });
+  }
+
+ private:
+  static void float_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         Alignment alignment, const at::Tensor& y) {
     const Block block = block_of(weight, bias, weight.size(0));
     const Size in = size_of(x), out = size_of(y);
     auto* const to = y.mutable_data_ptr<float>();
@@ -201,45 +268,42 @@ class CpuKernels final : public TrainingKernels {
     }
   }
 
-  void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
-              const at::Tensor& y) const override {
-    if (is_bfloat16(x.maps.front())) return bfloat16_upconv(x, weight, bias, alignment, y);
+  static void float_upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                           Alignment alignment, const at::Tensor& y) {
     const Block block = block_of(weight, bias, weight.size(1));
-    const Size in = size_of(x.maps.front());
+    const Size in = size_of(x.front().map);
     std::vector<const float*> sources;
-    for (const at::Tensor& map : x.maps) sources.push_back(map.const_data_ptr<float>());
+    for (const Source& source : x) sources.push_back(source.map.const_data_ptr<float>());
     if (y.dim() == 4) {
-      const OutputLayer layer(cpu::level(), block, x.channels, alignment, Upsampling::transposed);
+      const OutputLayer layer(cpu::level(), block, channels_of(x), alignment, Upsampling::transposed);
       const Scratch scratch(layer.scratch_floats(in));
       layer.run(sources, in, output_planes(cpu::Ending::plain, y, y), scratch.data(), scratch.stride, scratch.threads);
     } else {
-      const ConvolutionLayer layer(cpu::level(), block, x.channels, alignment, Upsampling::transposed, in);
+      const ConvolutionLayer layer(cpu::level(), block, channels_of(x), alignment, Upsampling::transposed, in);
       const Scratch scratch(layer.scratch_floats(in, at::get_num_threads()));
       layer.run(sources, {}, in, in, y.mutable_data_ptr<float>(), nullptr, scratch.data(), scratch.stride,
                 scratch.threads);
     }
   }
 
-  void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
-                       const at::Tensor& gradient) const override {
-    if (is_bfloat16(coarse.maps.front())) return bfloat16_weight_gradient(coarse, fine, alignment, gradient);
-    if (are_planes(fine)) return plane_weight_gradient(coarse, fine, alignment, gradient);
+  static void map_weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
+                                  const at::Tensor& gradient) {
     const Phases phases = phases_of(alignment, std::nullopt);
-    const Size grid = size_of(coarse.maps.front());
+    const Size grid = size_of(coarse.front().map);
     const auto [tile_rows, tile_columns] = best_tile(phases, grid);
-    const bool two = coarse.maps.size() > 1;
+    const bool two = coarse.size() > 1;
     cpu::WeightGradient args{
         .phases = phases,
         .tile_rows = tile_rows,
         .tile_columns = tile_columns,
-        .coarse = {coarse.maps[0].const_data_ptr<float>(), two ? coarse.maps[1].const_data_ptr<float>() : nullptr},
+        .coarse = {coarse[0].map.const_data_ptr<float>(), two ? coarse[1].map.const_data_ptr<float>() : nullptr},
         .fine = fine.const_data_ptr<float>(),
         .batch = grid.batch,
         .rows = grid.rows,
         .columns = grid.columns,
         .fine_rows = fine.size(2),
         .fine_columns = fine.size(3),
-        .coarse_channels = {coarse.channels[0], two ? coarse.channels[1] : 0},
+        .coarse_channels = {coarse[0].channels, two ? coarse[1].channels : 0},
         .fine_channels = gradient.size(1),
         .gradient = gradient.mutable_data_ptr<float>(),
         .scratch = nullptr,
@@ -249,60 +313,19 @@ class CpuKernels final : public TrainingKernels {
     cpu::level().weight_gradient(args);
   }
 
-  void channel_sums(const at::Tensor& map, const at::Tensor& sums) const override {
-    with_element(map, [&]<typename T>(T) {
-      Arguments<T> arguments(map, 1.0);
-      norm_kernels<T>().channel_sums(*arguments, sums.mutable_data_ptr<float>(), arguments.scratch());
-    });
-  }
-
-  void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
-                       const at::Tensor& variance) const override {
-    with_element(x, [&]<typename T>(T) {
-      Arguments<T> arguments(x, inner_slope);
-      norm_kernels<T>().statistics(*arguments, {.mean = mean.mutable_data_ptr<float>(),
-                                                .variance = variance.mutable_data_ptr<float>(),
-                                                .scratch = arguments.scratch()});
-    });
-  }
-
-  void norm(const TrainingNorm& norm, const at::Tensor& y) const override {
-    with_element(y, [&]<typename T>(T) { norm_kernels<T>().apply(*Arguments<T>(norm), mutable_data_of<T>(y)); });
-  }
-
-  bool reads_in_place(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
-
-  void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
-                 const at::Tensor& of_bias) const override {
-    with_element(norm.x, [&]<typename T>(T) {
-      Arguments<T> arguments(norm);
-      norm_kernels<T>().sums(*arguments, arguments.gradient(gradient, of_weight, of_bias, nullptr));
-    });
-  }
-
-  void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
-                     const at::Tensor& of_bias, const at::Tensor& of_x) const override {
-    with_element(norm.x, [&]<typename T>(T) {
-      Arguments<T> arguments(norm);
-      norm_kernels<T>().gradient(*arguments,
-                                 arguments.gradient(gradient, of_weight, of_bias, mutable_data_of<T>(of_x)));
-    });
-  }
-
- private:
   static void plane_weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
                                     const at::Tensor& gradient) {
-    const Size grid = size_of(coarse.maps.front());
+    const Size grid = size_of(coarse.front().map);
     float* to = gradient.mutable_data_ptr<float>();
-    for (size_t i = 0; i < coarse.maps.size(); ++i) {
-      cpu::PlaneWeightGradient args{.coarse = coarse.maps[i].const_data_ptr<float>(),
+    for (const Source& source : coarse) {
+      cpu::PlaneWeightGradient args{.coarse = source.map.const_data_ptr<float>(),
                                     .fine = fine.const_data_ptr<float>(),
                                     .batch = grid.batch,
                                     .rows = grid.rows,
                                     .columns = grid.columns,
                                     .fine_rows = fine.size(2),
                                     .fine_columns = fine.size(3),
-                                    .coarse_channels = coarse.channels[i],
+                                    .coarse_channels = source.channels,
                                     .fine_channels = gradient.size(1),
                                     .pad = zeros_before(alignment),
                                     .gradient = to,
@@ -311,7 +334,7 @@ class CpuKernels final : public TrainingKernels {
       const at::Tensor scratch = allocate_floats(cpu::level().plane_weight_gradient_scratch_size(args));
       args.scratch = scratch.mutable_data_ptr<float>();
       cpu::level().plane_weight_gradient(args);
-      to += coarse.channels[i] * gradient.size(1) * 25;
+      to += source.channels * gradient.size(1) * 25;
     }
   }
 };

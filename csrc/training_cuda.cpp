@@ -48,49 +48,53 @@ class CudaKernels final : public TrainingKernels {
     return at::empty({size.batch, 1, size.rows, size.columns, block(channels)}, options);
   }
 
-  void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
-            const at::Tensor& y) const override {
-    if (x.dim() == 4) return input_conv(x, weight, bias, alignment, y);
+  bool reads_through_norms() const override { return true; }
+
+  void conv(const Source& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
+            const at::Tensor& y, const std::optional<TrainingStatistics>& statistics) const override {
+    if (x.map.dim() == 4) return input_conv(x.map, weight, bias, alignment, y, statistics);
     cuda::Convolution conv{};
-    conv.element = element_of(x);
+    conv.element = element_of(x.map);
     conv.alignment = alignment;
-    conv.in_channels[0] = weight.size(1);
+    conv.in_channels[0] = x.channels;
     conv.out_channels = weight.size(0);
-    run(conv, {{x}, {weight.size(1)}}, weight, bias, size_of(y), y);
+    run(conv, {x}, weight, bias, size_of(y), y, statistics);
   }
 
   void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
-              const at::Tensor& y) const override {
+              const at::Tensor& y, const std::optional<TrainingStatistics>& statistics) const override {
     cuda::Convolution conv{};
-    conv.element = element_of(x.maps.front());
+    conv.element = element_of(x.front().map);
     conv.alignment = alignment;
     conv.upsampling = Upsampling::transposed;
-    for (size_t i = 0; i < x.maps.size(); ++i) conv.in_channels[i] = x.channels[i];
+    for (size_t i = 0; i < x.size(); ++i) conv.in_channels[i] = x[i].channels;
     conv.out_channels = weight.size(1);
     conv.planes = y.dim() == 4;
-    run(conv, x, weight, bias, size_of(x.maps.front()), y);
+    run(conv, x, weight, bias, size_of(x.front().map), y, statistics);
   }
 
-  void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
+  void weight_gradient(const Sources& coarse, const Source& fine, Alignment alignment,
                        const at::Tensor& gradient) const override {
-    const cuda::Queue queue = current_queue(fine.device());
+    const cuda::Queue queue = current_queue(gradient.device());
     const cuda::DeviceFacts facts = cuda::device_facts(queue.device);
-    const bool planes = fine.dim() == 4;
+    const bool planes = fine.map.dim() == 4;
     cuda::WeightGradientRun run{};
     run.alignment = alignment;
-    run.fine = fine.const_data_ptr();
-    run.fine_channels = gradient.size(1);
+    run.fine = fine.map.const_data_ptr();
+    run.fine_reading = reading_of(fine);
+    run.fine_channels = fine.channels;
     run.gradient = gradient.mutable_data_ptr<float>();
-    for (size_t i = 0; i < coarse.maps.size(); ++i) {
-      const Size size = size_of(coarse.maps[i]);
-      run.element = element_of(coarse.maps[i]);
-      run.coarse = coarse.maps[i].const_data_ptr();
+    for (const Source& source : coarse) {
+      const Size size = size_of(source.map);
+      run.element = element_of(source.map);
+      run.coarse = source.map.const_data_ptr();
+      run.coarse_reading = reading_of(source);
       run.batch = size.batch;
       run.rows = size.rows;
       run.columns = size.columns;
-      run.coarse_channels = coarse.channels[i];
+      run.coarse_channels = source.channels;
       const at::Tensor sums =
-          bytes_like(fine, (planes ? cuda::plane_weight_gradient_bytes : cuda::weight_gradient_bytes)(run, facts));
+          bytes_like(gradient, (planes ? cuda::plane_weight_gradient_bytes : cuda::weight_gradient_bytes)(run, facts));
       run.partial_sums = floats_of(sums);
       (planes ? cuda::plane_weight_gradient : cuda::weight_gradient)(run, facts, queue);
       run.gradient += run.coarse_channels * run.fine_channels * 25;
@@ -102,16 +106,15 @@ class CudaKernels final : public TrainingKernels {
     sums.copy_(all.narrow(0, 0, sums.size(0)));
   }
 
-  void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
-                       const at::Tensor& variance) const override {
-    const cuda::NormRun run = norm_run(x, inner_slope);
+  void norm_statistics(const at::Tensor& x, const TrainingStatistics& statistics) const override {
+    cuda::NormRun run = norm_run(x, {});
+    run.reading.inner_slope = static_cast<float>(statistics.inner_slope);
     const at::Tensor parts = bytes_like(x, cuda::norm_parts_floats(run) * 4);
-    cuda::norm_statistics(run, {mean.mutable_data_ptr<float>(), variance.mutable_data_ptr<float>(), floats_of(parts)},
-                          current_queue(x.device()));
+    cuda::norm_statistics(run, statistics_run(statistics, parts), current_queue(x.device()));
   }
 
-  void norm(const TrainingNorm& norm, const at::Tensor& y) const override {
-    cuda::norm_apply(norm_run(norm), y.mutable_data_ptr(), current_queue(norm.x.device()));
+  void norm(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& y) const override {
+    cuda::norm_apply(norm_run(x, reading_of(norm)), y.mutable_data_ptr(), current_queue(x.device()));
   }
 
   // Its pixels lie at one distance, which the kernels' loads of 16 bytes can bear.
@@ -122,27 +125,47 @@ class CudaKernels final : public TrainingKernels {
            reinterpret_cast<uintptr_t>(gradient.const_data_ptr()) % 16 == 0;
   }
 
-  void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
+  void norm_sums(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
                  const at::Tensor& of_bias) const override {
-    const cuda::NormRun run = norm_run(norm);
-    const at::Tensor parts = bytes_like(norm.x, cuda::norm_parts_floats(run) * 4);
+    const cuda::NormRun run = norm_run(x, reading_of(norm));
+    const at::Tensor parts = bytes_like(x, cuda::norm_parts_floats(run) * 4);
     cuda::norm_sums(run,
                     {gradient.const_data_ptr(), gradient.stride(3), of_weight.mutable_data_ptr<float>(),
                      of_bias.mutable_data_ptr<float>(), nullptr, floats_of(parts)},
-                    current_queue(norm.x.device()));
+                    current_queue(x.device()));
   }
 
-  void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
-                     const at::Tensor& of_bias, const at::Tensor& of_x) const override {
-    cuda::norm_gradient(norm_run(norm),
+  void norm_gradient(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient,
+                     const at::Tensor& of_weight, const at::Tensor& of_bias, const at::Tensor& of_x) const override {
+    cuda::norm_gradient(norm_run(x, reading_of(norm)),
                         {gradient.const_data_ptr(), gradient.stride(3), of_weight.mutable_data_ptr<float>(),
                          of_bias.mutable_data_ptr<float>(), of_x.mutable_data_ptr(), nullptr},
-                        current_queue(norm.x.device()));
+                        current_queue(x.device()));
   }
 
  private:
+  static cuda::StatisticsRun statistics_run(const TrainingStatistics& statistics, const at::Tensor& parts) {
+    return {static_cast<float>(statistics.inner_slope), statistics.mean.mutable_data_ptr<float>(),
+            statistics.variance.mutable_data_ptr<float>(), floats_of(parts)};
+  }
+
+  static cuda::Reading reading_of(const TrainingNorm& norm) {
+    return {.weight = norm.weight.const_data_ptr<float>(),
+            .bias = norm.bias.const_data_ptr<float>(),
+            .mean = norm.mean.const_data_ptr<float>(),
+            .variance = norm.variance.const_data_ptr<float>(),
+            .epsilon = static_cast<float>(norm.epsilon),
+            .inner_slope = static_cast<float>(norm.inner_slope),
+            .slope = static_cast<float>(norm.slope),
+            .dropout = dropout_of(norm)};
+  }
+  static cuda::Reading reading_of(const Source& source) {
+    return source.norm ? reading_of(*source.norm) : cuda::Reading{};
+  }
+
   static void input_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         Alignment alignment, const at::Tensor& y) {
+                         Alignment alignment, const at::Tensor& y,
+                         const std::optional<TrainingStatistics>& statistics) {
     const cuda::Queue queue = current_queue(x.device());
     const int64_t channels = weight.size(1), out_channels = weight.size(0);
     const at::Tensor packed = at::empty({cuda::packed_input_floats(channels, out_channels)}, x.options());
@@ -169,12 +192,18 @@ class CudaKernels final : public TrainingKernels {
     run.slope = 1.0f;
     run.overflows = true;
     run.target = y.mutable_data_ptr();
+    at::Tensor parts;
+    if (statistics) {
+      parts = bytes_like(y, cuda::input_statistics_floats(run) * 4);
+      run.statistics = statistics_run(*statistics, parts);
+    }
     cuda::input_convolution(run, queue);
   }
 
   static void run(const cuda::Convolution& conv, const Sources& x, const at::Tensor& weight,
-                  const std::optional<at::Tensor>& bias, const Size& grid, const at::Tensor& y) {
-    const at::Tensor& first = x.maps.front();
+                  const std::optional<at::Tensor>& bias, const Size& grid, const at::Tensor& y,
+                  const std::optional<TrainingStatistics>& statistics) {
+    const at::Tensor& first = x.front().map;
     const cuda::Queue queue = current_queue(first.device());
     const cuda::DeviceFacts facts = cuda::device_facts(queue.device);
     const at::Tensor packed = bytes_like(first, cuda::packed_bytes(conv));
@@ -190,7 +219,10 @@ class CudaKernels final : public TrainingKernels {
     run.in_columns = first.size(3);
     run.grid_rows = grid.rows;
     run.grid_columns = grid.columns;
-    for (size_t i = 0; i < x.maps.size(); ++i) run.source[i] = x.maps[i].const_data_ptr();
+    for (size_t i = 0; i < x.size(); ++i) {
+      run.source[i] = x[i].map.const_data_ptr();
+      run.reading[i] = reading_of(x[i]);
+    }
     run.bias = biases.const_data_ptr<float>();
     run.slope = 1.0f;
     run.overflows = true;
@@ -199,6 +231,11 @@ class CudaKernels final : public TrainingKernels {
       run.output = {cpu::Ending::plain, planes, planes};
     } else {
       run.target = y.mutable_data_ptr();
+    }
+    at::Tensor parts;
+    if (statistics) {
+      parts = bytes_like(first, cuda::statistics_floats(run, facts) * 4);
+      run.statistics = statistics_run(*statistics, parts);
     }
     const int64_t bytes = cuda::partial_bytes(run, facts);
     at::Tensor sums, arrivals;
@@ -211,27 +248,13 @@ class CudaKernels final : public TrainingKernels {
     cuda::convolution(run, facts, queue);
   }
 
-  static cuda::NormRun norm_run(const at::Tensor& x, double inner_slope) {
-    cuda::NormRun run{};
-    run.element = element_of(x);
-    run.x = x.const_data_ptr();
-    run.batch = x.size(0);
-    run.pixels = x.size(0) * x.size(2) * x.size(3);
-    run.channels = x.size(4);
-    run.inner_slope = static_cast<float>(inner_slope);
-    return run;
-  }
-
-  static cuda::NormRun norm_run(const TrainingNorm& norm) {
-    cuda::NormRun run = norm_run(norm.x, norm.inner_slope);
-    run.slope = static_cast<float>(norm.slope);
-    run.weight = norm.weight.const_data_ptr<float>();
-    run.bias = norm.bias.const_data_ptr<float>();
-    run.mean = norm.mean.const_data_ptr<float>();
-    run.variance = norm.variance.const_data_ptr<float>();
-    run.epsilon = static_cast<float>(norm.epsilon);
-    run.dropout = dropout_of(norm);
-    return run;
+  static cuda::NormRun norm_run(const at::Tensor& x, const cuda::Reading& reading) {
+    return {.element = element_of(x),
+            .x = x.const_data_ptr(),
+            .batch = x.size(0),
+            .pixels = x.size(0) * x.size(2) * x.size(3),
+            .channels = x.size(4),
+            .reading = reading};
   }
 };
 

@@ -12,20 +12,30 @@
 
 namespace pyunetsep {
 
-// Maps of one size that are read one behind the other, and their channels.
-struct Sources {
-  std::vector<at::Tensor> maps;
-  std::vector<int64_t> channels;
-};
-
 // Batch norm by given statistics, and what is around it: see training_norm. What channels have one of each is filled up
 // to whole blocks.
 struct TrainingNorm {
-  at::Tensor x, mean, variance, weight, bias;
+  at::Tensor mean, variance, weight, bias;
   int64_t channels;
   double epsilon, inner_slope, slope;
   at::Tensor seeds;  // int32, or undefined
   double dropout;
+};
+
+// A map, or planes.
+struct Source {
+  at::Tensor map;
+  int64_t channels;
+  std::optional<TrainingNorm> norm;  // what a map is read through
+};
+
+// Maps of one size that are read one behind the other.
+using Sources = std::vector<Source>;
+
+// To be made of max(x, inner_slope x) of a map's channels, which are filled up.
+struct TrainingStatistics {
+  double inner_slope;
+  at::Tensor mean, variance;
 };
 
 inline cpu::Dropout dropout_of(const TrainingNorm& norm) {
@@ -41,21 +51,25 @@ class TrainingKernels {
   virtual int64_t block(int64_t channels) const = 0;
   virtual at::Tensor empty_map(const Size& size, int64_t channels, const at::TensorOptions& options) const = 0;
 
-  virtual void conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                    Alignment alignment, const at::Tensor& y) const = 0;
+  virtual bool reads_through_norms() const = 0;  // or sources have none
+
+  // Convolutions, and if they are wanted the statistics of the map that they make.
+  virtual void conv(const Source& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                    Alignment alignment, const at::Tensor& y,
+                    const std::optional<TrainingStatistics>& statistics) const = 0;
   virtual void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                      Alignment alignment, const at::Tensor& y) const = 0;
-  virtual void weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,
+                      Alignment alignment, const at::Tensor& y,
+                      const std::optional<TrainingStatistics>& statistics) const = 0;
+  virtual void weight_gradient(const Sources& coarse, const Source& fine, Alignment alignment,
                                const at::Tensor& gradient) const = 0;
   virtual void channel_sums(const at::Tensor& map, const at::Tensor& sums) const = 0;
-  virtual void norm_statistics(const at::Tensor& x, double inner_slope, const at::Tensor& mean,
-                               const at::Tensor& variance) const = 0;
-  virtual void norm(const TrainingNorm& norm, const at::Tensor& y) const = 0;
+  virtual void norm_statistics(const at::Tensor& x, const TrainingStatistics& statistics) const = 0;
+  virtual void norm(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& y) const = 0;
   // The gradient's images, and on a GPU its pixels too, may be further apart than they are long.
-  virtual void norm_sums(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
-                         const at::Tensor& of_bias) const = 0;
-  virtual void norm_gradient(const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
-                             const at::Tensor& of_bias, const at::Tensor& of_x) const = 0;
+  virtual void norm_sums(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient,
+                         const at::Tensor& of_weight, const at::Tensor& of_bias) const = 0;
+  virtual void norm_gradient(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient,
+                             const at::Tensor& of_weight, const at::Tensor& of_bias, const at::Tensor& of_x) const = 0;
   virtual bool reads_in_place(const at::Tensor& gradient) const = 0;  // or it must be made contiguous
 };
 

@@ -22,6 +22,15 @@ at::Tensor placed(const at::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0 ? contiguous : contiguous.clone();
 }
 
+// What a map is read through, as the ops get it.
+struct Through {
+  const std::optional<at::Tensor>& norm;
+  const std::optional<at::Tensor>& seeds;
+  at::ArrayRef<double> numbers;
+};
+
+const std::optional<at::Tensor> kNone;
+
 // Checks what the ops are given, all of it on one device.
 class Checks {
  public:
@@ -51,21 +60,27 @@ class Checks {
   }
 
   // A map, behind a skip if there is one.
-  Sources sources(const std::optional<at::Tensor>& skip, int64_t skip_channels, const char* name, const at::Tensor& map,
-                  int64_t channels) const {
+  Sources sources(const std::optional<at::Tensor>& skip, int64_t skip_channels, const Through& skip_through,
+                  const char* name, const at::Tensor& map, int64_t channels, const Through& through) const {
     Sources sources;
     if (skip) {
-      sources.maps.push_back(this->map("skip", *skip, skip_channels));
-      sources.channels.push_back(skip_channels);
+      sources.push_back(source("skip", *skip, skip_channels, skip_through));
       TORCH_CHECK_VALUE(skip->size(0) == map.size(0) && map.dim() == 5 && skip->size(2) == map.size(2) &&
                             skip->size(3) == map.size(3),
                         "skip: got shape ", skip->sizes(), ", wants that of ", name, " but for the channels, ",
                         map.sizes());
       check_alike("skip", *skip, name, map);
     }
-    sources.maps.push_back(this->map(name, map, channels));
-    sources.channels.push_back(channels);
+    sources.push_back(source(name, map, channels, through));
     return sources;
+  }
+
+  // A map and what it is read through, or planes.
+  Source source(const char* name, const at::Tensor& map, int64_t channels, const Through& through) const {
+    if (!through.norm) return {map_or_planes(name, map, channels), channels, std::nullopt};
+    TORCH_CHECK_VALUE(kernels_.reads_through_norms() && map.dim() == 5, name,
+                      ": got a norm to read it through, which only maps on a GPU are");
+    return {this->map(name, map, channels), channels, norm(map, channels, through)};
   }
 
   at::Tensor weight(const at::Tensor& weight) const {
@@ -81,31 +96,32 @@ class Checks {
     return bias->contiguous();
   }
 
-  // [channels], filled up with zeros to whole blocks.
-  at::Tensor filled(const char* name, const at::Tensor& values, int64_t channels) const {
-    parameter(name, values, channels);
-    const int64_t missing = blocks_of(channels) * kBlock - channels;
-    return missing ? at::constant_pad_nd(values, {0, missing}) : placed(values);
+  // [rows, channels] of what a channel has one each of.
+  void check_rows(const char* name, const at::Tensor& values, int64_t rows, int64_t channels, const char* what) const {
+    check_floats(name, values);
+    TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == rows && values.size(1) == channels, name, ": got shape ",
+                      values.sizes(), ", wants [", rows, ", ", channels, "], ", what, " of the channels");
   }
 
-  TrainingNorm norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
-                    const at::Tensor& bias, double epsilon, double inner_slope, double slope,
-                    const std::optional<at::Tensor>& seeds, double dropout) const {
-    const int64_t channels = weight.numel();
+  // Each row filled up with zeros to whole blocks.
+  static at::Tensor filled(const at::Tensor& rows) {
+    const int64_t missing = blocks_of(rows.size(1)) * kBlock - rows.size(1);
+    return missing ? at::constant_pad_nd(rows, {0, missing}) : placed(rows);
+  }
+
+  // Of maps like x.
+  TrainingNorm norm(const at::Tensor& x, int64_t channels, const Through& through) const {
+    check_rows("norm", *through.norm, 4, channels, "mean, variance, weight and bias");
+    TORCH_CHECK_VALUE(through.numbers.size() == 4, "numbers: got ", through.numbers,
+                      ", wants epsilon, inner_slope, slope and dropout");
+    const double inner_slope = through.numbers[1], slope = through.numbers[2], dropout = through.numbers[3];
     check_slope("inner_slope", inner_slope);
     check_slope("slope", slope);
     TORCH_CHECK_VALUE(0 <= dropout && dropout < 1, "dropout: got ", dropout, ", wants 0 to below 1");
-    TrainingNorm norm{map("x", x, channels),
-                      filled("mean", mean, channels),
-                      filled("variance", variance, channels),
-                      filled("weight", weight, channels),
-                      filled("bias", bias, channels),
-                      channels,
-                      epsilon,
-                      inner_slope,
-                      slope,
-                      {},
-                      dropout};
+    const at::Tensor rows = filled(*through.norm);
+    TrainingNorm norm{rows[0],     rows[1], rows[2], rows[3], channels, through.numbers[0],
+                      inner_slope, slope,   {},      dropout};
+    const std::optional<at::Tensor>& seeds = through.seeds;
     if (seeds && dropout > 0) {
       TORCH_CHECK_TYPE(seeds->scalar_type() == at::kInt, "seeds: got dtype ", seeds->scalar_type(), ", wants int32");
       TORCH_CHECK_VALUE(seeds->device() == device_ && seeds->dim() == 1 && seeds->size(0) == x.size(0),
@@ -152,19 +168,44 @@ class Checks {
   const TrainingKernels& kernels_;
 };
 
-at::Tensor unfilled(const at::Tensor& values, int64_t channels) {
-  return values.size(0) == channels ? values : values.narrow(0, 0, channels).clone();
+// Values of channels, filled up to whole blocks, for the kernels to write.
+at::Tensor empty_rows(int64_t rows, int64_t channels, const at::Tensor& like) {
+  return at::empty({rows, blocks_of(channels) * kBlock}, like.options().dtype(at::kFloat));
 }
+at::Tensor unfilled(const at::Tensor& rows, int64_t channels) {
+  return rows.size(1) == channels ? rows : rows.narrow(1, 0, channels).clone();
+}
+
+// Mean and variance for a convolution, or the norm itself, to make.
+class Statistics {
+ public:
+  Statistics(std::optional<double> inner_slope, int64_t channels, const at::Tensor& like)
+      : channels_(channels), rows_(empty_rows(inner_slope ? 2 : 0, channels, like)) {
+    if (!inner_slope) return;
+    Checks::check_slope("inner_slope", *inner_slope);
+    wanted_ = {*inner_slope, rows_[0], rows_[1]};
+  }
+  const std::optional<TrainingStatistics>& wanted() const { return wanted_; }
+  at::Tensor made() const { return unfilled(rows_, channels_); }
+
+ private:
+  int64_t channels_;
+  at::Tensor rows_;
+  std::optional<TrainingStatistics> wanted_;
+};
 
 }  // namespace
 
-at::Tensor training_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         std::string_view alignment_name, std::optional<at::ScalarType> element) {
+std::tuple<at::Tensor, at::Tensor> training_conv(const at::Tensor& x, const at::Tensor& weight,
+                                                 const std::optional<at::Tensor>& bias, std::string_view alignment_name,
+                                                 const std::optional<at::Tensor>& norm, at::ArrayRef<double> numbers,
+                                                 std::optional<double> inner_slope,
+                                                 std::optional<at::ScalarType> element) {
   const Checks checks(x);
   const at::Tensor weights = checks.weight(weight);
   const Alignment alignment = alignment_of(std::string(alignment_name));
   const int64_t channels = weight.size(0);
-  const at::Tensor source = checks.map_or_planes("x", x, weight.size(1));
+  const Source source = checks.source("x", x, weight.size(1), {norm, kNone, numbers});
   TORCH_CHECK_VALUE(x.size(2) % 2 == 0 && x.size(3) % 2 == 0, "x: got shape ", x.sizes(),
                     ", wants even numbers of rows and columns");
   const at::ScalarType made = element.value_or(x.scalar_type());
@@ -174,42 +215,54 @@ at::Tensor training_conv(const at::Tensor& x, const at::Tensor& weight, const st
   const c10::DeviceGuard guard(x.device());
   const Size in = size_of(x), out{in.batch, in.rows / 2, in.columns / 2};
   const at::Tensor y = checks.kernels().empty_map(out, channels, x.options().dtype(made));
-  checks.kernels().conv(source, weights, biases, alignment, y);
-  return y;
+  const Statistics statistics(inner_slope, channels, x);
+  checks.kernels().conv(source, weights, biases, alignment, y, statistics.wanted());
+  return {y, statistics.made()};
 }
 
-at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels,
-                           const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool to_planes,
-                           std::string_view alignment_name) {
+std::tuple<at::Tensor, at::Tensor> training_upconv(
+    const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias, bool to_planes, std::string_view alignment_name,
+    const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers,
+    const std::optional<at::Tensor>& skip_norm, at::ArrayRef<double> skip_numbers, std::optional<double> inner_slope) {
   const Checks checks(x);
   const at::Tensor weights = checks.weight(weight);
   const Alignment alignment = alignment_of(std::string(alignment_name));
   const int64_t in_channels = weight.size(0), channels = weight.size(1);
   TORCH_CHECK_VALUE(!to_planes || channels < kBlock, "weight: got shape ", weight.sizes(), ", wants fewer than ",
                     kBlock, " channels out, where they are planes");
+  TORCH_CHECK_VALUE(!to_planes || !inner_slope, "inner_slope: got ", inner_slope.value_or(0.0),
+                    ", wants none where planes are made, which have no statistics");
   TORCH_CHECK_VALUE(skip ? 0 < skip_channels && skip_channels < in_channels : skip_channels == 0, "skip_channels: got ",
                     skip_channels, skip ? ", wants fewer than all " : ", wants 0 of the ", in_channels, " channels in",
                     skip ? "" : " without a skip");
-  const Sources sources = checks.sources(skip, skip_channels, "x", x, in_channels - skip_channels);
+  const Sources sources = checks.sources(skip, skip_channels, {skip_norm, kNone, skip_numbers}, "x", x,
+                                         in_channels - skip_channels, {norm, seeds, numbers});
   const std::optional<at::Tensor> biases = checks.bias(bias, channels);
   const c10::DeviceGuard guard(x.device());
   const Size in = size_of(x), out{in.batch, 2 * in.rows, 2 * in.columns};
   const at::Tensor y = to_planes
                            ? at::empty({out.batch, channels, out.rows, out.columns}, x.options().dtype(at::kFloat))
                            : checks.kernels().empty_map(out, channels, x.options());
-  checks.kernels().upconv(sources, weights, biases, alignment, y);
-  return y;
+  const Statistics statistics(inner_slope, channels, x);
+  checks.kernels().upconv(sources, weights, biases, alignment, y, statistics.wanted());
+  return {y, statistics.made()};
 }
 
 at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optional<at::Tensor>& skip,
-                                    const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment_name) {
+                                    const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment_name,
+                                    const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds,
+                                    at::ArrayRef<double> numbers, const std::optional<at::Tensor>& skip_norm,
+                                    at::ArrayRef<double> skip_numbers, const std::optional<at::Tensor>& fine_norm,
+                                    at::ArrayRef<double> fine_numbers) {
   TORCH_CHECK_VALUE(
       channels.size() == 3 && (skip ? channels[0] > 0 : channels[0] == 0) && channels[1] > 0 && channels[2] > 0,
       "channels: got ", channels, ", wants those of skip (0 if there is none), of coarse and of fine");
   const Checks checks(coarse);
   const Alignment alignment = alignment_of(std::string(alignment_name));
-  const Sources sources = checks.sources(skip, channels[0], "coarse", coarse, channels[1]);
-  const at::Tensor source = checks.map_or_planes("fine", fine, channels[2]);
+  const Sources sources = checks.sources(skip, channels[0], {skip_norm, kNone, skip_numbers}, "coarse", coarse,
+                                         channels[1], {norm, seeds, numbers});
+  const Source source = checks.source("fine", fine, channels[2], {fine_norm, kNone, fine_numbers});
   if (fine.dim() == 5) check_alike("fine", fine, "coarse", coarse);
   TORCH_CHECK_VALUE(
       coarse.size(0) == fine.size(0) && 2 * coarse.size(2) == fine.size(2) && 2 * coarse.size(3) == fine.size(3),
@@ -226,62 +279,73 @@ at::Tensor training_channel_sums(const at::Tensor& map, int64_t channels) {
   TORCH_CHECK_VALUE(channels > 0, "channels: got ", channels, ", wants at least one");
   const at::Tensor source = checks.map("map", map, channels);
   const c10::DeviceGuard guard(map.device());
-  const at::Tensor sums = at::empty({blocks_of(channels) * kBlock}, map.options().dtype(at::kFloat));
-  checks.kernels().channel_sums(source, sums);
-  return unfilled(sums, channels);
+  const at::Tensor sums = empty_rows(1, channels, map);
+  checks.kernels().channel_sums(source, sums[0]);
+  return unfilled(sums, channels)[0];
 }
 
-std::tuple<at::Tensor, at::Tensor> training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope) {
+at::Tensor training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope) {
   const Checks checks(x);
   TORCH_CHECK_VALUE(channels > 0, "channels: got ", channels, ", wants at least one");
   const at::Tensor map = checks.map("x", x, channels);
-  Checks::check_slope("inner_slope", inner_slope);
   const c10::DeviceGuard guard(x.device());
-  const at::Tensor mean = at::empty({blocks_of(channels) * kBlock}, x.options().dtype(at::kFloat));
-  const at::Tensor variance = at::empty_like(mean);
-  checks.kernels().norm_statistics(map, inner_slope, mean, variance);
-  return {unfilled(mean, channels), unfilled(variance, channels)};
+  const Statistics statistics(inner_slope, channels, x);
+  checks.kernels().norm_statistics(map, *statistics.wanted());
+  return statistics.made();
 }
 
-at::Tensor training_norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance,
-                         const at::Tensor& weight, const at::Tensor& bias, double epsilon, double inner_slope,
-                         double slope, const std::optional<at::Tensor>& seeds, double dropout) {
-  const Checks checks(x);
-  const c10::DeviceGuard guard(x.device());
-  const TrainingNorm norm = checks.norm(x, mean, variance, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
-  const at::Tensor y = checks.kernels().empty_map(size_of(x), norm.channels, x.options());
-  checks.kernels().norm(norm, y);
+namespace {
+
+// What the ops of a norm get: the map x, and the norm's channels.
+struct NormArguments {
+  Checks checks;
+  c10::DeviceGuard guard;
+  at::Tensor x;
+  TrainingNorm norm;
+
+  NormArguments(const at::Tensor& x, const at::Tensor& norm, const std::optional<at::Tensor>& seeds,
+                at::ArrayRef<double> numbers)
+      : checks(x), guard(x.device()), x(checks.map("x", x, channels_of(norm))), norm(norm_of(norm, seeds, numbers)) {}
+
+ private:
+  static int64_t channels_of(const at::Tensor& norm) {
+    TORCH_CHECK_VALUE(norm.dim() == 2 && norm.size(1) > 0, "norm: got shape ", norm.sizes(), ", wants [4, channels]");
+    return norm.size(1);
+  }
+  TrainingNorm norm_of(const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds,
+                       at::ArrayRef<double> numbers) const {
+    return checks.norm(x, norm->size(1), {norm, seeds, numbers});
+  }
+};
+
+}  // namespace
+
+at::Tensor training_norm(const at::Tensor& x, const at::Tensor& norm, const std::optional<at::Tensor>& seeds,
+                         at::ArrayRef<double> numbers) {
+  const NormArguments given(x, norm, seeds, numbers);
+  const at::Tensor y = given.checks.kernels().empty_map(size_of(x), given.norm.channels, x.options());
+  given.checks.kernels().norm(given.x, given.norm, y);
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor> training_norm_sums(const at::Tensor& gradient, const at::Tensor& x,
-                                                      const at::Tensor& mean, const at::Tensor& variance,
-                                                      const at::Tensor& weight, const at::Tensor& bias, double epsilon,
-                                                      double inner_slope, double slope,
-                                                      const std::optional<at::Tensor>& seeds, double dropout) {
-  const Checks checks(x);
-  const c10::DeviceGuard guard(x.device());
-  const TrainingNorm norm = checks.norm(x, mean, variance, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
-  const at::Tensor given = checks.gradient(gradient, x);
-  const at::Tensor of_weight = at::empty_like(norm.weight), of_bias = at::empty_like(norm.weight);
-  checks.kernels().norm_sums(norm, given, of_weight, of_bias);
-  return {unfilled(of_weight, norm.channels), unfilled(of_bias, norm.channels)};
+at::Tensor training_norm_sums(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& norm,
+                              const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers) {
+  const NormArguments given(x, norm, seeds, numbers);
+  const at::Tensor of_y = given.checks.gradient(gradient, x);
+  const at::Tensor sums = empty_rows(2, given.norm.channels, norm);
+  given.checks.kernels().norm_sums(given.x, given.norm, of_y, sums[0], sums[1]);
+  return unfilled(sums, given.norm.channels);
 }
 
 at::Tensor training_norm_gradient(const at::Tensor& gradient, const at::Tensor& sums, const at::Tensor& x,
-                                  const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
-                                  const at::Tensor& bias, double epsilon, double inner_slope, double slope,
-                                  const std::optional<at::Tensor>& seeds, double dropout) {
-  const Checks checks(x);
-  const c10::DeviceGuard guard(x.device());
-  const TrainingNorm norm = checks.norm(x, mean, variance, weight, bias, epsilon, inner_slope, slope, seeds, dropout);
-  const at::Tensor given = checks.gradient(gradient, x);
-  TORCH_CHECK_VALUE(sums.dim() == 2 && sums.size(0) == 2, "sums: got shape ", sums.sizes(), ", wants [2, ",
-                    norm.channels, "], of weight and of bias");
-  const at::Tensor of_weight = checks.filled("sums", sums[0], norm.channels);
-  const at::Tensor of_bias = checks.filled("sums", sums[1], norm.channels);
-  const at::Tensor of_x = checks.kernels().empty_map(size_of(x), norm.channels, x.options());
-  checks.kernels().norm_gradient(norm, given, of_weight, of_bias, of_x);
+                                  const at::Tensor& norm, const std::optional<at::Tensor>& seeds,
+                                  at::ArrayRef<double> numbers) {
+  const NormArguments given(x, norm, seeds, numbers);
+  const at::Tensor of_y = given.checks.gradient(gradient, x);
+  given.checks.check_rows("sums", sums, 2, given.norm.channels, "the gradients of weight and bias");
+  const at::Tensor filled = Checks::filled(sums);
+  const at::Tensor of_x = given.checks.kernels().empty_map(size_of(x), given.norm.channels, x.options());
+  given.checks.kernels().norm_gradient(given.x, given.norm, of_y, filled[0], filled[1], of_x);
   return of_x;
 }
 

@@ -13,49 +13,60 @@
 
 namespace pyunetsep {
 
-// A 5x5 convolution of stride 2 of a map or of planes (fewer than kBlock) -> a map of `element`, or else
-// of x's. Rows and columns are even; the weight is [out, in, 5, 5].
-at::Tensor training_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         std::string_view alignment, std::optional<at::ScalarType> element);
+// Batch norm by given statistics between two activations, then dropout, is given as
+//   norm     [4, channels]: mean, variance, weight and bias;
+//   numbers  epsilon, inner_slope, slope, and the probability of dropout;
+//   seeds    int32 [batch], of the examples' dropout; without them nothing is dropped:
+// y = max(z, slope z), z = weight (p - mean) / sqrt(variance + epsilon) + bias, p = max(x, inner_slope x).
+// On a GPU the ops below can read a map through one: they read y where the map holds x, so that y need not be written.
 
-// A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes. The weight is
-// [skip's channels and x's, out, 5, 5]; `skip_channels` of them are the skip's.
-at::Tensor training_upconv(const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels,
-                           const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool to_planes,
-                           std::string_view alignment);
+// A 5x5 convolution of stride 2 of a map or of planes (fewer than kBlock) -> a map of `element`, or else of x's; and if
+// inner_slope is given the map's statistics for a norm, [2, channels], else [0, ...]. Rows and columns are even; the
+// weight is [out, in, 5, 5].
+std::tuple<at::Tensor, at::Tensor> training_conv(const at::Tensor& x, const at::Tensor& weight,
+                                                 const std::optional<at::Tensor>& bias, std::string_view alignment,
+                                                 const std::optional<at::Tensor>& norm, at::ArrayRef<double> numbers,
+                                                 std::optional<double> inner_slope,
+                                                 std::optional<at::ScalarType> element);
+
+// A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes; and statistics
+// of the map. The weight is [skip's channels and x's, out, 5, 5]; `skip_channels` of them are the skip's.
+std::tuple<at::Tensor, at::Tensor> training_upconv(
+    const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias, bool to_planes, std::string_view alignment,
+    const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers,
+    const std::optional<at::Tensor>& skip_norm, at::ArrayRef<double> skip_numbers, std::optional<double> inner_slope);
 
 // The weight's gradient of both: of the strided convolution `coarse` is its output's gradient and `fine` its input, of
 // the transposed one `coarse` is its input, behind a `skip` if there is one, and `fine` its output's gradient. The
-// channels are the skip's, coarse's and fine's -> [skip's and coarse's, fine's, 5, 5].
+// channels are the skip's, coarse's and fine's -> [skip's and coarse's, fine's, 5, 5]. The norms are what the inputs
+// are read through.
 at::Tensor training_weight_gradient(const at::Tensor& coarse, const std::optional<at::Tensor>& skip,
-                                    const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment);
+                                    const at::Tensor& fine, at::IntArrayRef channels, std::string_view alignment,
+                                    const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds,
+                                    at::ArrayRef<double> numbers, const std::optional<at::Tensor>& skip_norm,
+                                    at::ArrayRef<double> skip_numbers, const std::optional<at::Tensor>& fine_norm,
+                                    at::ArrayRef<double> fine_numbers);
 
 // The sum of each of a map's channels, [channels]: the gradient of a convolution's bias.
 at::Tensor training_channel_sums(const at::Tensor& map, int64_t channels);
 
-// Mean and variance [channels], of all values and not of a sample, of p = max(x, inner_slope x) in each channel of a
-// map of so many.
-std::tuple<at::Tensor, at::Tensor> training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope);
+// Mean and variance, of all values and not of a sample, of p in each channel of a map of so many -> [2, channels].
+at::Tensor training_norm_statistics(const at::Tensor& x, int64_t channels, double inner_slope);
 
-// Batch norm between two activations, then dropout: y = max(z, slope z), z = weight (p - mean) / sqrt(variance +
-// epsilon) + bias, with p as above. `seeds` [batch], int32, are the examples'; without them nothing is dropped.
-at::Tensor training_norm(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& variance,
-                         const at::Tensor& weight, const at::Tensor& bias, double epsilon, double inner_slope,
-                         double slope, const std::optional<at::Tensor>& seeds, double dropout);
+// y of x.
+at::Tensor training_norm(const at::Tensor& x, const at::Tensor& norm, const std::optional<at::Tensor>& seeds,
+                         at::ArrayRef<double> numbers);
 
-// Of y's gradient, and what training_norm took: the gradients of weight and bias.
-std::tuple<at::Tensor, at::Tensor> training_norm_sums(const at::Tensor& gradient, const at::Tensor& x,
-                                                      const at::Tensor& mean, const at::Tensor& variance,
-                                                      const at::Tensor& weight, const at::Tensor& bias, double epsilon,
-                                                      double inner_slope, double slope,
-                                                      const std::optional<at::Tensor>& seeds, double dropout);
+// Of y's gradient: the gradients of weight and bias, [2, channels].
+at::Tensor training_norm_sums(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& norm,
+                              const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers);
 
-// Of these too, `sums` [2, channels]: the gradient of x, where mean and variance are its own. Where they are those of
-// more values, the sums are theirs as well, times the share of the values that x has.
+// Of these too: the gradient of x, where mean and variance are its own. Where they are those of more values, the sums
+// are theirs as well, times the share of the values that x has.
 at::Tensor training_norm_gradient(const at::Tensor& gradient, const at::Tensor& sums, const at::Tensor& x,
-                                  const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& weight,
-                                  const at::Tensor& bias, double epsilon, double inner_slope, double slope,
-                                  const std::optional<at::Tensor>& seeds, double dropout);
+                                  const at::Tensor& norm, const std::optional<at::Tensor>& seeds,
+                                  at::ArrayRef<double> numbers);
 
 // The convolution of Spleeter's head, on the CPU: 4x4 with dilation 2 of planes [batch, in, rows, columns], with a
 // weight [out, in, 4, 4] -> [batch, out, rows, columns]. The gradient of x is one too.

@@ -5,7 +5,7 @@ It does what `UNet.forward` does in plain PyTorch, and updates the norms' runnin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,23 +77,45 @@ def forward(network: UNet, magnitude: Tensor) -> Tensor:
     alignment, raw_skips = network.config.alignment, network.config.skips == "raw"
     element = _element_of_maps(magnitude.device)
     skips = []
-    x = magnitude
+    x = _Map(magnitude)
     for encoder_block in network.encoder_blocks:
-        raw = training.conv(x, encoder_block.conv.weight, encoder_block.conv.bias, alignment, element=element)
-        x = raw
-        if encoder_block.norm is not None:
-            x = _normalised(encoder_block.norm, raw, slope=encoder_block.leaky_slope)
-        skips.append((raw if raw_skips else x, encoder_block.conv.out_channels))
+        conv, norm = encoder_block.conv, encoder_block.norm
+        raw, statistics = training.conv_for_norm(
+            x.values, conv.weight, conv.bias, alignment, None if norm is None else 1.0,
+            through=x.through, element=element,
+        )  # fmt: skip
+        x = _Map(raw)
+        if norm is not None:
+            x = _normalised(norm, raw, statistics, slope=encoder_block.leaky_slope)
+        skips.append((_Map(raw) if raw_skips else x, conv.out_channels))
     x, _ = skips.pop()
-    skip, skip_channels = None, 0
-    last = network.decoder_blocks[-1]
-    for decoder_block in network.decoder_blocks:
-        conv = decoder_block.conv
-        x = training.upconv(x, skip, skip_channels, conv.weight, conv.bias, decoder_block is last, alignment)
-        x = decoder_block.finish(x) if decoder_block is last else _finished(decoder_block, x)
-        if skips:
-            skip, skip_channels = skips.pop()
-    return torch.sigmoid(_head(network.head, x))
+    skip: _Map | None = None
+    skip_channels = 0
+    *others, last = network.decoder_blocks
+    for decoder_block in others:
+        inner_slope, slope = (1.0, 0.0) if decoder_block.norm_first else (0.0, 1.0)
+        raw, statistics = _upsampled(decoder_block, alignment, x, skip, skip_channels, inner_slope)
+        x = _finished(decoder_block, raw, statistics, inner_slope, slope)
+        skip, skip_channels = skips.pop()
+    planes, _ = _upsampled(last, alignment, x, skip, skip_channels, None)
+    return torch.sigmoid(_head(network.head, last.finish(planes)))
+
+
+class _Map(NamedTuple):
+    values: Tensor
+    through: training.Through | None = None
+
+
+def _upsampled(
+    block: DecoderBlock, alignment: str, x: _Map, skip: _Map | None, skip_channels: int, inner_slope: float | None
+) -> tuple[Tensor, Tensor]:
+    """The block's convolution, to planes if no norm follows."""
+    skip_values, skip_through = skip or (None, None)
+    to_planes = inner_slope is None
+    return training.upconv_for_norm(
+        x.values, skip_values, skip_channels, block.conv.weight, block.conv.bias, to_planes, alignment, inner_slope,
+        through=x.through, skip_through=skip_through,
+    )  # fmt: skip
 
 
 def _head(head: nn.Module, x: Tensor) -> Tensor:
@@ -104,32 +126,35 @@ def _head(head: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _finished(block: DecoderBlock, x: Tensor) -> Tensor:
+def _finished(block: DecoderBlock, x: Tensor, statistics: Tensor, inner_slope: float, slope: float) -> _Map:
     """Norm, ReLU and dropout of a decoder block."""
     assert block.norm is not None
     seeds, dropout = None, 0.0
     if block.dropout.training:
         dropout = block.dropout.probability
         seeds = block.dropout.seeds_for(x) if dropout else None
-    slopes = (1.0, 0.0) if block.norm_first else (0.0, 1.0)
-    return _normalised(block.norm, x, inner_slope=slopes[0], slope=slopes[1], seeds=seeds, dropout=dropout)
+    return _normalised(
+        block.norm, x, statistics, inner_slope=inner_slope, slope=slope, seeds=seeds, dropout=dropout
+    )  # fmt: skip
 
 
 def _normalised(
     norm: nn.BatchNorm2d,
     x: Tensor,
+    statistics: Tensor,
     *,
     inner_slope: float = 1.0,
     slope: float = 1.0,
     seeds: Tensor | None = None,
     dropout: float = 0.0,
-) -> Tensor:
+) -> _Map:
     together = norm if isinstance(norm, TogetherNorm) else None
     if together is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"batch norm in training needs more than one value a channel, got a map of {list(x.shape)}")
-    y, mean, variance, values = training.norm(
-        x, norm.weight, norm.bias, norm.eps, inner_slope, slope, seeds, dropout, together
-    )
+    y, through, mean, variance, values = training.norm(
+        x, norm.weight, norm.bias, norm.eps, inner_slope, slope, seeds, dropout, together,
+        statistics=statistics, on_load=x.device.type in training.GPUS,
+    )  # fmt: skip
     assert norm.momentum is not None
     with torch.no_grad():
         for running, new in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
@@ -137,4 +162,4 @@ def _normalised(
                 running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum)
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-    return y
+    return _Map(y, through)

@@ -147,7 +147,7 @@ def test_norm(shape, dropout, level):
     rest = (1e-5, *slopes, seeds, dropout or 0.0)
     gradient = off_the_kink(rounded(torch.randn(x.shape)), x, weight, bias, *rest[:2]).float()
     inputs = [tensor.requires_grad_() for tensor in (to_blocks(x), weight.clone(), bias.clone())]
-    y, mean, variance, _ = training.norm(*inputs, *rest)
+    y, _, mean, variance, _ = training.norm(*inputs, *rest)
     assert y.dtype == BFLOAT16 and mean.dtype == variance.dtype == torch.float32
     inner = F.leaky_relu(x.double(), slopes[0])
     assert torch.allclose(mean.double(), inner.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
@@ -173,11 +173,11 @@ def test_opcheck():
     blocks = [to_blocks(torch.randn(2, 5, 4, 6)).requires_grad_() for _ in range(2)]
     weight, bias = torch.randn(7, 5, 5, 5, requires_grad=True), torch.randn(7, requires_grad=True)
     planes = torch.randn(2, 5, 4, 6, requires_grad=True)
-    torch.library.opcheck(training.conv, (blocks[0], weight, bias, "pytorch"))
-    torch.library.opcheck(training.conv, (planes, weight, None, "pytorch"), {"element": BFLOAT16})
+    torch.library.opcheck(training.conv_op, (blocks[0], weight, bias, "pytorch"))
+    torch.library.opcheck(training.conv_op, (planes, weight, None, "pytorch"), {"element": BFLOAT16})
     up_weight = torch.randn(10, 7, 5, 5, requires_grad=True)
     for to_planes in (False, True):
-        torch.library.opcheck(training.upconv, (*blocks, 5, up_weight, bias, to_planes, "pytorch"))
+        torch.library.opcheck(training.upconv_op, (*blocks, 5, up_weight, bias, to_planes, "pytorch"))
 
 
 @pytest.mark.parametrize(
@@ -228,4 +228,4 @@ def test_halves_are_refused():
     with pytest.raises(TypeError, match="element: got Half"):
         training.conv(torch.rand(2, 4, 4, 4), weight, None, "pytorch", element=torch.float16)
     with pytest.raises(TypeError, match="gradient"):
-        training.norm_sums(torch.rand(2, 1, 4, 4, 16), x.to(BFLOAT16), *[torch.ones(16)] * 4, 1e-5, 1.0, 0.0, None, 0.0)
+        training.norm_sums(torch.rand(2, 1, 4, 4, 16), x.to(BFLOAT16), torch.ones(4, 16), None, (1e-5, 1.0, 0.0, 0.0))

@@ -140,7 +140,7 @@ def test_sums_do_not_depend_on_the_threads(number):
     weight = torch.randn(272, 256, 5, 5)  # so large that tasks pack their weights, and transform their sums
 
     def results() -> list[Tensor]:
-        y, mean, variance, _ = training.norm(*inputs, *numbers)
+        y, _, mean, variance, _ = training.norm(*inputs, *numbers)
         return [
             training.weight_gradient(gradient, None, x, [0, 32, 32], "pytorch"),
             training.weight_gradient(gradient, None, planes, [0, 32, 2], "pytorch"),
@@ -313,7 +313,7 @@ def test_norm(shape, dropout, level):
     rest = (1e-5, *slopes, seeds, dropout or 0.0)
     gradient = off_the_kink(gradient, x, weight, bias, *rest[:2])
     inputs = [tensor.requires_grad_() for tensor in (training.to_blocks(x), weight.clone(), bias.clone())]
-    y, mean, variance, values = training.norm(*inputs, *rest)
+    y, _, mean, variance, values = training.norm(*inputs, *rest)
     assert values == 2 * bins * frames
     judge(training.from_blocks(y, channels), reference_norm, x, weight, bias, *rest)
     inner = F.leaky_relu(x.double(), slopes[0])
@@ -371,16 +371,15 @@ def test_gradients_of_whatever_wants_one(alignment):
 def test_opcheck(alignment):
     blocks = [training.to_blocks(torch.randn(2, 5, 4, 6)).requires_grad_() for _ in range(2)]
     weight, bias = torch.randn(7, 5, 5, 5, requires_grad=True), torch.randn(7, requires_grad=True)
-    torch.library.opcheck(training.conv, (blocks[0], weight, bias, alignment))
-    torch.library.opcheck(training.conv, (torch.randn(2, 5, 4, 6, requires_grad=True), weight, None, alignment))
+    torch.library.opcheck(training.conv_op, (blocks[0], weight, bias, alignment))
+    torch.library.opcheck(training.conv_op, (torch.randn(2, 5, 4, 6, requires_grad=True), weight, None, alignment))
     up_weight = torch.randn(10, 7, 5, 5, requires_grad=True)
     for to_planes in (False, True):
-        torch.library.opcheck(training.upconv, (*blocks, 5, up_weight, bias, to_planes, alignment))
+        torch.library.opcheck(training.upconv_op, (*blocks, 5, up_weight, bias, to_planes, alignment))
     x = blocks[0].detach()
     torch.library.opcheck(training.channel_sums, (x, 5))
     torch.library.opcheck(training.norm_statistics, (x, 5, 0.2))
-    numbers = (1e-3, 1.0, 0.2, torch.tensor([1, 2], dtype=torch.int32), 0.5)
-    arguments = (x, torch.zeros(5), torch.ones(5), torch.ones(5), torch.zeros(5), *numbers)
+    arguments = (x, torch.rand(4, 5), torch.tensor([1, 2], dtype=torch.int32), (1e-3, 1.0, 0.2, 0.5))
     torch.library.opcheck(training.norm_apply, arguments)
     torch.library.opcheck(training.norm_sums, (x, *arguments))
     torch.library.opcheck(training.norm_gradient, (x, torch.zeros(2, 5), *arguments))
@@ -562,13 +561,14 @@ def test_what_does_not_fit_is_an_error(call, problem):
 @pytest.mark.parametrize(
     ("changes", "error", "problem"),
     [
-        ({"weight": torch.ones(17)}, ValueError, "x: got shape"),
-        ({"bias": torch.ones(3)}, ValueError, "bias: got shape"),
-        ({"inner_slope": 2.0}, ValueError, "inner_slope: got 2"),
-        ({"slope": -1.0}, ValueError, "slope: got -1"),
-        ({"dropout": 1.0}, ValueError, "dropout: got 1"),
-        ({"mean": torch.ones(3)}, ValueError, "mean: got shape"),
-        ({"variance": torch.ones(3)}, ValueError, "variance: got shape"),
+        ({"norm": torch.ones(4, 17)}, ValueError, "x: got shape"),
+        ({"norm": torch.ones(3, 16)}, ValueError, r"norm: got shape .* wants \[4, 16\], mean, variance, weight and"),
+        ({"norm": torch.ones(4)}, ValueError, "norm: got shape"),
+        ({"norm": torch.ones(4, 16).double()}, TypeError, "norm: got dtype Double"),
+        ({"numbers": (1e-5, 2.0, 0.0, 0.5)}, ValueError, "inner_slope: got 2"),
+        ({"numbers": (1e-5, 1.0, -1.0, 0.5)}, ValueError, "slope: got -1"),
+        ({"numbers": (1e-5, 1.0, 0.0, 1.0)}, ValueError, "dropout: got 1"),
+        ({"numbers": (1e-5, 1.0, 0.0)}, ValueError, "numbers: got"),
         ({"seeds": torch.ones(2)}, TypeError, "seeds: got dtype Float"),
         ({"seeds": torch.ones(3, dtype=torch.int32)}, ValueError, "seeds: got shape"),
         ({"x": torch.rand(2, 1, 2, 2, 16).double()}, TypeError, "x: got dtype Double"),
@@ -577,32 +577,26 @@ def test_what_does_not_fit_is_an_error(call, problem):
 def test_what_does_not_fit_a_norm_is_an_error(changes, error, problem):
     arguments = {
         "x": torch.rand(2, 1, 2, 2, 16),
-        "mean": torch.zeros(16),
-        "variance": torch.ones(16),
-        "weight": torch.ones(16),
-        "bias": torch.ones(16),
-        "epsilon": 1e-5,
-        "inner_slope": 1.0,
-        "slope": 0.0,
+        "norm": torch.ones(4, 16),
         "seeds": torch.tensor([1, 2], dtype=torch.int32),
-        "dropout": 0.5,
+        "numbers": (1e-5, 1.0, 0.0, 0.5),
     }
     with pytest.raises(error, match=problem):
         training.norm_apply(*(arguments | changes).values())
 
 
 @pytest.mark.parametrize(
-    ("which", "problem"), [(0, "gradient: got shape"), (1, "sums: got shape"), (3, "mean: got shape"), (4, "variance:")]
+    ("which", "problem"), [(0, "gradient: got shape"), (1, "sums: got shape"), (2, "gradient:"), (3, "norm: got shape")]
 )
 def test_what_does_not_fit_the_gradient_of_a_norm_is_an_error(which, problem):
-    x, ones = torch.rand(2, 1, 2, 2, 16), torch.ones(16)
-    tensors = [x, torch.ones(2, 16), x, ones, ones, ones, ones]
+    x, rest = torch.rand(2, 1, 2, 2, 16), (None, (1e-5, 1.0, 0.0, 0.0))
+    tensors = [x, torch.ones(2, 16), x, torch.ones(4, 16)]
     tensors[which] = tensors[which][:1]
     with pytest.raises(ValueError, match=problem):
-        training.norm_gradient(*tensors, 1e-5, 1.0, 0.0, None, 0.0)
+        training.norm_gradient(*tensors, *rest)
     if which != 1:
         with pytest.raises(ValueError, match=problem):
-            training.norm_sums(tensors[0], *tensors[2:], 1e-5, 1.0, 0.0, None, 0.0)
+            training.norm_sums(tensors[0], *tensors[2:], *rest)
 
 
 @pytest.mark.parametrize(
@@ -638,7 +632,7 @@ def test_norms_together_are_one_of_all():
         training.to_blocks(torch.randn(4, 5, 6, 7)),
     )
     weight, bias, numbers = torch.rand(5).requires_grad_(), torch.rand(5).requires_grad_(), (1e-3, 1.0, 0.2, None, 0.0)
-    y, mean, variance, _ = training.norm(x, weight, bias, *numbers)
+    y, _, mean, variance, _ = training.norm(x, weight, bias, *numbers)
     of_all = torch.autograd.grad(y, (x, weight, bias), gradient)
     halves = []
     for part in (slice(0, 2), slice(2, 4)):

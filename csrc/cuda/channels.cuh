@@ -42,16 +42,23 @@ __device__ __forceinline__ void load_floats(const float* from, float (&x)[kCount
   }
 }
 
-// The elements of 16 bytes.
-template <typename T>
-__device__ __forceinline__ void load_channels(const void* from, float (&x)[16 / sizeof(T)]) {
+// The elements of 8 or 16 bytes.
+template <typename T, int kCount>
+__device__ __forceinline__ void load_channels(const void* from, float (&x)[kCount]) {
+  static_assert(kCount * sizeof(T) == 8 || kCount * sizeof(T) == 16);
   if constexpr (sizeof(T) == 4) {
     load_floats(static_cast<const float*>(from), x);
   } else {
-    const uint4 four = load16(from);
-    const uint32_t pairs[4] = {four.x, four.y, four.z, four.w};
+    uint32_t pairs[kCount / 2];
+    if constexpr (kCount == 4) {
+      const uint2 two = load8(from);
+      pairs[0] = two.x, pairs[1] = two.y;
+    } else {
+      const uint4 four = load16(from);
+      pairs[0] = four.x, pairs[1] = four.y, pairs[2] = four.z, pairs[3] = four.w;
+    }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kCount / 2; ++i) {
       x[2 * i] = widen(T{static_cast<uint16_t>(pairs[i])});
       x[2 * i + 1] = widen(T{static_cast<uint16_t>(pairs[i] >> 16)});
     }

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "statistics.h"
 #include "tiling.h"
 
 namespace pyunetsep::cuda {
@@ -173,6 +174,8 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
   for (int i = 0; i < 2; ++i) {
     a.source[i] = run.source[i];
     a.source_chunks[i] = static_cast<int>(source_chunks(conv, i));
+    a.reading[i] = run.reading[i];
+    a.reading_stride[i] = static_cast<int>(round_up(conv.in_channels[i], kParameterUnit));
   }
   a.batch = static_cast<int>(run.batch);
   a.in_rows = static_cast<int>(run.in_rows);
@@ -186,10 +189,6 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
   a.row_step = a.mirrored ? -a.pitch : a.pitch;
   a.column_step = a.mirrored ? -1 : 1;
   a.first_place = a.mirrored ? 2 * a.pitch + 2 : 0;
-  a.read_scale = run.read_scale;
-  a.read_shift = run.read_shift;
-  a.read_slope = run.read_slope;
-  a.read_stride = static_cast<int>(round_up(conv.in_channels[0], kParameterUnit));
   a.bias = run.bias;
   a.scale = run.scale;
   a.shift = run.shift;
@@ -199,6 +198,11 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
   a.target = run.target;
   a.out_channels = static_cast<int>(conv.planes ? conv.out_channels : padded_channels(conv.out_channels));
   a.output = run.output;
+  if (run.statistics.mean) {
+    a.moments = run.statistics.parts;
+    a.counts = a.moments + int64_t{launch.tiles} * a.out_channels * 2;
+    a.inner_slope = run.statistics.inner_slope;
+  }
   a.partial_sums = run.partial_sums;
   a.arrivals = run.arrivals;
   launch.arguments = a;
@@ -267,16 +271,29 @@ int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts) {
          launch.shape.sums() * static_cast<int64_t>(sizeof(float));
 }
 
+int64_t statistics_floats(const ConvolutionRun& run, const DeviceFacts& facts) {
+  const ConvolutionLaunch launch = launch_of(run, facts);
+  return int64_t{launch.tiles} * (launch.arguments.out_channels * 2 + 1);
+}
+
 void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queue) {
   const ConvolutionLaunch launch = launch_of(run, facts);
+  const ConvolutionArguments& a = launch.arguments;
+  if (a.moments && (launch.shape.grid == Grid::dense || run.networks != 1)) {
+    throw std::invalid_argument("statistics are those of one network's strided or transposed convolution");
+  }
   switch (launch.shape.grid) {
     case Grid::strided:
-      return launch_strided(launch, queue);
+      launch_strided(launch, queue);
+      break;
     case Grid::transposed:
-      return launch_transposed(launch, queue);
+      launch_transposed(launch, queue);
+      break;
     case Grid::dense:
-      return launch_dense(launch, queue);
+      launch_dense(launch, queue);
+      break;
   }
+  if (a.moments) join_statistics({a.moments, a.counts, launch.tiles, a.out_channels}, run.statistics, queue);
 }
 
 int64_t packed_input_floats(int64_t channels, int64_t out_channels) {

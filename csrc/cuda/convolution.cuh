@@ -15,7 +15,8 @@
 #pragma once
 #include <utility>
 
-#include "channels.cuh"
+#include "reading.cuh"
+#include "statistics.cuh"
 #include "tiling.h"
 
 namespace pyunetsep::cuda {
@@ -50,7 +51,8 @@ __device__ __forceinline__ void unrolled(Body body) {
 }
 
 // The patch's 16-byte pieces that this thread brings: two a pixel. Rows go to warps, pieces of a row to lanes, so that
-// a thread's pieces are all first or all second halves. Calls body(offset in shared memory, source or null).
+// a thread's pieces are all first or all second halves. Calls body(offset in shared memory, image, pixel of it), where
+// the pixel is -1 outside the map.
 template <typename K, typename Body>
 __device__ __forceinline__ void for_each_piece(const ConvolutionArguments& a, const PatchPlace& at, Body body) {
   const int lane = threadIdx.x % 32, half = lane % 2;
@@ -62,40 +64,30 @@ __device__ __forceinline__ void for_each_piece(const ConvolutionArguments& a, co
     }
     const int in_row = at.first_row + y;
     const bool row_inside = at.image + image < a.batch && 0 <= in_row && in_row < a.in_rows;
-    const int64_t pixel_row = (int64_t{at.image} + image) * a.in_rows + in_row;
     for (int x = lane / 2; x < a.patch_columns; x += 16) {
       const int in_column = at.first_column + x;
       const bool inside = row_inside && 0 <= in_column && in_column < a.in_columns;
       const int column = K::kGrid == Grid::strided ? x % 2 * a.pitch + x / 2 : x;
-      body(piece_offset(row * a.row_pixels + column, half),
-           inside ? (pixel_row * a.in_columns + in_column) * at.pixel_bytes + half * 16 : int64_t{-1});
+      body(piece_offset(row * a.row_pixels + column, half), at.image + image,
+           inside ? in_row * a.in_columns + in_column : -1);
     }
   }
 }
 
-// The pieces that this thread has brought become max(z, slope z) of z = scale x + shift. Outside the map zeros stay.
+// The pieces that this thread has brought, of a source's channels from one on, become what is read in their place.
+// Outside the map zeros stay.
 template <typename K>
-__device__ __forceinline__ void activate_pieces(const ConvolutionArguments& a, const PatchPlace& at, int chunk,
-                                                int network, unsigned char* patch) {
+__device__ __forceinline__ void read_patch(const ConvolutionArguments& a, const PatchPlace& at, int source, int channel,
+                                           int network, unsigned char* patch) {
   using T = typename K::T;
-  constexpr int kCount = 16 / sizeof(T);
-  const int channel = chunk * K::kChunkChannels + threadIdx.x % 2 * kCount;
-  float scale[kCount], shift[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    scale[i] = a.read_scale[network * a.read_stride + channel + i];
-    shift[i] = a.read_shift[network * a.read_stride + channel + i];
-  }
-  for_each_piece<K>(a, at, [&](int offset, int64_t source) {
-    if (source < 0) return;
-    float x[kCount];
-    load_channels<T>(patch + offset, x);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const float z = scale[i] * x[i] + shift[i];
-      x[i] = z > 0.0f ? z : z * a.read_slope;
-    }
-    store_channels(reinterpret_cast<T*>(patch + offset), x);
+  const Reading& reading = a.reading[source];
+  const int of_pieces = channel + threadIdx.x % 2 * static_cast<int>(16 / sizeof(T));
+  const PieceReader<T> reader(reading, of_pieces, network * a.reading_stride[source]);
+  const auto pixels = static_cast<uint32_t>(a.in_rows * a.in_columns);
+  for_each_piece<K>(a, at, [&](int offset, int image, int pixel) {
+    if (pixel < 0) return;
+    T* const x = reinterpret_cast<T*>(patch + offset);
+    reader.read_in_place(reading, {image, static_cast<uint32_t>(pixel), pixels}, x, a.largest);
   });
 }
 
@@ -269,6 +261,84 @@ __device__ __forceinline__ Pixel pixel_of(const ConvolutionArguments& a, const T
   return {image, row, column, inside};
 }
 
+// Leaves the statistics of what the tile stores in each channel: lanes join theirs, and then warps.
+template <typename K>
+__device__ __forceinline__ void leave_moments(const ConvolutionArguments& a, const TilePlace& tile,
+                                              unsigned char* shared, const Accumulators<K>& from) {
+  constexpr int kWarpRows = kWarps / K::kWarpColumns, kRounds = 3;  // of the eight lanes that have the same channels
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = warp / K::kWarpColumns;
+  auto* const of_warps = reinterpret_cast<Moments*>(shared);                           // [kWarpRows, kChannels]
+  auto* const counts = reinterpret_cast<float*>(of_warps + kWarpRows * K::kChannels);  // [kWarpRows]
+  const int first = warp % K::kWarpColumns * 8 * K::kChannelTiles + lane % 4 * K::kLaneChannels;
+  const int channel = blockIdx.y * K::kChannels + first;
+
+  bool inside[K::kPixelTiles][2];
+  float count = 0.0f;
+#pragma unroll
+  for (int i = 0; i < K::kPixelTiles; ++i) {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      inside[i][side] = pixel_of(a, tile, (warp_row * K::kPixelTiles + i) * 16 + lane / 4 + side * 8).inside;
+      if (inside[i][side]) count += K::kPhases;
+    }
+  }
+  const float share = 1.0f / fmaxf(count, 1.0f);
+  float before[kRounds], others[kRounds];  // values that are joined in each round
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    before[round] = count;
+    others[round] = __shfl_xor_sync(0xffffffff, count, 4 << round);
+    count += others[round];
+  }
+
+  __syncthreads();  // all have done with the shared memory
+#pragma unroll
+  for (int k = 0; k < K::kLaneChannels; ++k) {
+    const Finish<1> finish(a, 0, channel < a.out_channels ? channel + k : 0);
+    const auto for_each_value = [&](auto body) {
+#pragma unroll
+      for (int phase = 0; phase < K::kPhases; ++phase) {
+#pragma unroll
+        for (int i = 0; i < K::kPixelTiles; ++i) {
+#pragma unroll
+          for (int side = 0; side < 2; ++side) {
+            const float x = activated(finish(from.sums[phase][i][k / 2][side * 2 + k % 2], 0), a.inner_slope);
+            if (inside[i][side]) body(x);
+          }
+        }
+      }
+    };
+    Moments own{};
+    for_each_value([&](float x) { own.mean += x; });
+    own.mean *= share;
+    for_each_value([&](float x) { own.squares += (x - own.mean) * (x - own.mean); });
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const Moments other{__shfl_xor_sync(0xffffffff, own.mean, 4 << round),
+                          __shfl_xor_sync(0xffffffff, own.squares, 4 << round)};
+      Joining(before[round], others[round])(own, other);
+    }
+    if (lane < 4) of_warps[warp_row * K::kChannels + first + k] = own;
+    __syncwarp();  // one channel after the other: side by side they would need registers that are not there
+  }
+  if (lane == 0) counts[warp_row] = count;
+  __syncthreads();
+  if (threadIdx.x < K::kChannels) {
+    Moments all = of_warps[threadIdx.x];
+    float before_all = counts[0];
+    for (int row = 1; row < kWarpRows; ++row) {
+      Joining(before_all, counts[row])(all, of_warps[row * K::kChannels + threadIdx.x]);
+      before_all += counts[row];
+    }
+    const int of_map = blockIdx.y * K::kChannels + threadIdx.x;
+    if (of_map < a.out_channels) {
+      store8(a.moments + (int64_t{blockIdx.x} * a.out_channels + of_map) * 2,
+             make_uint2(__float_as_uint(all.mean), __float_as_uint(all.squares)));
+    }
+    if (of_map == 0) a.counts[blockIdx.x] = before_all;
+  }
+}
+
 template <typename K>
 __device__ __forceinline__ void store_map(const ConvolutionArguments& a, const TilePlace& tile, int network,
                                           Accumulators<K>& from) {
@@ -361,8 +431,10 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
     const unsigned char* from = static_cast<const unsigned char*>(a.source[source]) +
                                 int64_t{network} * a.batch * a.in_rows * a.in_columns * at.pixel_bytes +
                                 (source == 0 ? chunk : chunk - a.source_chunks[0]) * kPixelBytes;
-    for_each_piece<K>(a, at, [&](int offset, int64_t piece) {
-      copy_async16(patch + offset, piece < 0 ? from : from + piece, piece >= 0);
+    const int64_t pixels = int64_t{a.in_rows} * a.in_columns;
+    for_each_piece<K>(a, at, [&](int offset, int image, int pixel) {
+      const int64_t piece = (image * pixels + pixel) * at.pixel_bytes + threadIdx.x % 2 * 16;
+      copy_async16(patch + offset, pixel < 0 ? from : from + piece, pixel >= 0);
     });
   };
 
@@ -403,8 +475,10 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
     unsigned char* const patch = shared + (chunk - first_chunk) % 2 * a.patch_bytes;
     unrolled<K::kSteps>([&](auto step) {
       wait_copies<1>();  // what this step needs is there, if brought by this thread ...
-      if constexpr (K::kGrid == Grid::strided && decltype(step)::value == 0) {
-        if (a.read_scale) activate_pieces<K>(a, place(0), chunk, network, patch);
+      if constexpr (decltype(step)::value == 0) {
+        const int source = chunk < a.source_chunks[0] ? 0 : 1;
+        const int channel = (source == 0 ? chunk : chunk - a.source_chunks[0]) * K::kChunkChannels;
+        if (a.reading[source].weight) read_patch<K>(a, place(source), source, channel, network, patch);
       }
       __syncthreads();  // ... or by another; and all have done with the stage and the patch that are loaded next
       load_weights(stage == 0 ? 2 : stage - 1);
@@ -421,6 +495,9 @@ __global__ void __launch_bounds__(kThreads, 2) convolution_kernel(const Convolut
   if constexpr (kPlanes) {
     store_planes<K>(a, tile, network, sums);
   } else {
+    if constexpr (K::kGrid != Grid::dense) {
+      if (a.moments) leave_moments<K>(a, tile, shared, sums);
+    }
     store_map<K>(a, tile, network, sums);
   }
 }

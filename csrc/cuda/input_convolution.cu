@@ -1,4 +1,8 @@
-#include "channels.cuh"
+#include <algorithm>
+#include <stdexcept>
+
+#include "reading.cuh"
+#include "statistics.cuh"
 
 // One block makes 8 x 32 pixels of an image's output for 16 channels; one thread two of the pixels, four rows apart, so
 // that each weight from shared memory serves twice. The input's patch lies in shared memory, one channel at a time, its
@@ -13,10 +17,52 @@ constexpr int kColumns = 32, kRows = 8, kPixelRows = 2;  // of a tile; a thread'
 constexpr int kPatchRows = 2 * kRows + 3, kPatchColumns = 2 * kColumns + 3, kPitch = kColumns + 2;
 constexpr int kTaps = 25, kChannels = static_cast<int>(kChannelUnit);
 
+constexpr int kPixels = kRows * kColumns, kLoadedFloats = kPatchRows * 2 * kPitch + kTaps * kChannels;
+constexpr int kGroups = kThreads / kChannels, kPixelPitch = kChannels + 1;  // neighbours lie in different banks
+constexpr int kStatisticsFloats = kPixels * kPixelPitch + kThreads * 3;
+
+// Where a block leaves its statistics, see PartStatistics.
+struct Parts {
+  float* moments;  // null: it does not
+  float* counts;
+  float inner_slope;
+};
+
+// Leaves the statistics of the tile's values, which threads have put into shared memory. A thread takes each eighth
+// pixel of one channel.
+__device__ __forceinline__ void leave_moments(const Parts& parts, int rows, int columns, int channel, int channels,
+                                              const float* values) {
+  auto* const of_threads = reinterpret_cast<Moments*>(const_cast<float*>(values) + kPixels * kPixelPitch);
+  auto* const counts = reinterpret_cast<float*>(of_threads + kThreads);
+  const int k = threadIdx.x % kChannels, group = threadIdx.x / kChannels;
+  const auto for_each_value = [&](auto body) {
+    for (int pixel = group; pixel < kPixels; pixel += kGroups) {
+      if (pixel / kColumns < rows && pixel % kColumns < columns) body(values[pixel * kPixelPitch + k]);
+    }
+  };
+  Moments own{};
+  float count = 0.0f;
+  for_each_value([&](float x) { own.mean += x, ++count; });
+  own.mean /= fmaxf(count, 1.0f);
+  for_each_value([&](float x) { own.squares += (x - own.mean) * (x - own.mean); });
+  of_threads[threadIdx.x] = own;
+  counts[threadIdx.x] = count;
+  __syncthreads();
+  if (group != 0) return;
+  for (int other = 1; other < kGroups; ++other) {
+    Joining(count, counts[other * kChannels + k])(own, of_threads[other * kChannels + k]);
+    count += counts[other * kChannels + k];
+  }
+  float* const to = parts.moments + (int64_t{blockIdx.x} * channels + channel + k) * 2;
+  to[0] = own.mean;
+  to[1] = own.squares;
+  if (channel + k == 0) parts.counts[blockIdx.x] = count;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     input_convolution_kernel(const InputConvolutionRun a, int tiles_across, int tiles_down, int pad,
-                             int parameter_stride, float largest) {
+                             int parameter_stride, float largest, const Parts parts) {
   SHARED_MEMORY(shared);
   float* const patch = reinterpret_cast<float*>(shared);   // [kPatchRows, 2, kPitch]
   float* const weights = patch + kPatchRows * 2 * kPitch;  // [kTaps, kChannels]
@@ -64,6 +110,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   const int channel = channel_block * kChannels;
+  if (parts.moments) {
+    __syncthreads();                                         // all have done with the patch
+    float* const values = reinterpret_cast<float*>(shared);  // [kPixels, kPixelPitch]
+#pragma unroll
+    for (int p = 0; p < kPixelRows; ++p) {
+#pragma unroll
+      for (int k = 0; k < kChannels; ++k) {
+        values[((row + p * kRows / kPixelRows) * kColumns + column) * kPixelPitch + k] =
+            activated(sums[p][k] + a.bias[channel + k], parts.inner_slope);
+      }
+    }
+    __syncthreads();
+    leave_moments(parts, static_cast<int>(a.out_rows) - first_row, static_cast<int>(a.out_columns) - first_column,
+                  channel, static_cast<int>(a.out_channels), values);
+  }
 #pragma unroll
   for (int p = 0; p < kPixelRows; ++p) {
     const int out_row = first_row + row + p * kRows / kPixelRows, out_column = first_column + column;
@@ -83,21 +144,40 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+int64_t tiles_of(const InputConvolutionRun& run) {
+  return divided_up(run.out_columns, kColumns) * divided_up(run.out_rows, kRows) * run.batch;
+}
+
 }  // namespace
 
+int64_t input_statistics_floats(const InputConvolutionRun& run) {
+  return tiles_of(run) * (padded_channels(run.out_channels) * 2 + 1);
+}
+
 void input_convolution(const InputConvolutionRun& run, Queue queue) {
-  const int across = static_cast<int>((run.out_columns + kColumns - 1) / kColumns);
-  const int down = static_cast<int>((run.out_rows + kRows - 1) / kRows);
+  const int across = static_cast<int>(divided_up(run.out_columns, kColumns));
+  const int down = static_cast<int>(divided_up(run.out_rows, kRows));
   InputConvolutionRun padded = run;
   padded.out_channels = padded_channels(run.out_channels);
-  const dim3 grid(static_cast<unsigned>(across * down * run.batch),
-                  static_cast<unsigned>(run.networks * padded.out_channels / kChannels));
-  const int bytes = (kPatchRows * 2 * kPitch + kTaps * kChannels) * static_cast<int>(sizeof(float));
+  const int64_t tiles = tiles_of(run);
+  Parts parts{};
+  if (run.statistics.mean) {
+    if (run.networks != 1 || run.slope != 1.0f)
+      throw std::invalid_argument("statistics are those of one network in training");
+    float* const moments = run.statistics.parts;
+    parts = {moments, moments + tiles * padded.out_channels * 2, run.statistics.inner_slope};
+  }
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(run.networks * padded.out_channels / kChannels));
+  const int floats = parts.moments ? std::max(kLoadedFloats, kStatisticsFloats) : kLoadedFloats;
   const int parameter_stride = static_cast<int>(round_up(run.out_channels, kParameterUnit));
   with_element(run.element, [&]<typename T>(std::type_identity<T>) {
-    CUDA_LAUNCH(input_convolution_kernel<T>, grid, kThreads, bytes, queue, padded, across, down,
-                zeros_before(run.alignment), parameter_stride, run.overflows ? INFINITY : kLargestHalf);
+    CUDA_LAUNCH(input_convolution_kernel<T>, grid, kThreads, floats * static_cast<int>(sizeof(float)), queue, padded,
+                across, down, zeros_before(run.alignment), parameter_stride, run.overflows ? INFINITY : kLargestHalf,
+                parts);
   });
+  if (parts.moments) {
+    join_statistics({parts.moments, parts.counts, tiles, padded.out_channels}, run.statistics, queue);
+  }
 }
 
 }  // namespace pyunetsep::cuda

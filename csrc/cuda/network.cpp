@@ -153,9 +153,14 @@ Network::Plan Network::plan(const NetworkCall& call, const DeviceFacts& facts) c
       ConvolutionRun run = add_run(encoder_[i], rows, columns, rows / 2, columns / 2);
       if (raw_skips_) {  // what follows a convolution is done where it is read
         const ConvolutionRun before = run_of(encoder_[i - 1], call);
-        run.read_scale = before.scale;
-        run.read_shift = before.shift;
-        run.read_slope = before.slope;
+        run.reading[0] = {.weight = before.scale,
+                          .bias = before.shift,
+                          .mean = nullptr,
+                          .variance = nullptr,
+                          .epsilon = 0.0f,
+                          .inner_slope = 1.0f,
+                          .slope = before.slope,
+                          .dropout = {}};
         run.scale = run.shift = nullptr;
         run.slope = 1.0f;
       }

@@ -1,6 +1,7 @@
 #include <algorithm>
 
-#include "channels.cuh"
+#include "reading.cuh"
+#include "statistics.cuh"
 
 // Batch norm in training, with the activation and the dropout around it, on maps [pixels, channels]: statistics, what
 // becomes of the map, and the way back. Each is one pass over the maps, the way back two. Bound by memory.
@@ -39,59 +40,16 @@ struct Place {
   }
 };
 
-// A thread's channels of some parameters.
-template <typename T>
-struct Parameters {
-  float of[kCount<T>];
-  __device__ __forceinline__ Parameters(const float* values, int channel) { load_floats(values + channel, of); }
-};
-
-// What a thread's channels are normalised by.
-template <typename T>
-struct Norm {
-  Parameters<T> mean, bias;
-  float inverse_deviation[kCount<T>], scale[kCount<T>];
-
-  __device__ __forceinline__ Norm(const NormRun& a, int channel) : mean(a.mean, channel), bias(a.bias, channel) {
-    const Parameters<T> variance(a.variance, channel), weight(a.weight, channel);
-#pragma unroll
-    for (int c = 0; c < kCount<T>; ++c) {
-      inverse_deviation[c] = 1.0f / sqrtf(variance.of[c] + a.epsilon);
-      scale[c] = weight.of[c] * inverse_deviation[c];
-    }
-  }
-  __device__ __forceinline__ float of(float distance, int c) const { return distance * scale[c] + bias.of[c]; }
-};
-
-__device__ __forceinline__ float activated(float x, float slope) { return x > 0.0f ? x : slope * x; }
 __device__ __forceinline__ float activation_gradient(float x, float slope) { return x > 0.0f ? 1.0f : slope; }
 
-__device__ __forceinline__ uint32_t mixed(uint32_t number, int shift, uint32_t factor) {
-  return (number ^ number >> shift) * factor;
+__device__ __forceinline__ PixelPlace place_of(const NormRun& a, int64_t pixel) {
+  const int64_t of_image = a.pixels / a.batch;
+  return {static_cast<int>(pixel / of_image), static_cast<uint32_t>(pixel % of_image), static_cast<uint32_t>(of_image)};
 }
 
-// What dropout multiplies an element by; pyunetsep/dropout.py has the same hash.
-__device__ __forceinline__ float dropping(const NormRun& a, int64_t pixel, int channel) {
-  const int64_t of_image = a.pixels / a.batch, image = pixel / of_image;
-  const auto place = static_cast<uint32_t>(channel * of_image + pixel % of_image);
-  uint32_t number = mixed(place, 17, 0xed5ad4bbu) + static_cast<uint32_t>(a.dropout.seeds[image]);
-  number = mixed(mixed(number, 11, 0xac4c1b51u), 15, 0x31848babu);
-  return static_cast<int32_t>(number) >= a.dropout.threshold ? a.dropout.factor : 0.0f;
-}
-
-// Mean and squared distances from it, of so many values: joined as Chan, Golub and LeVeque do.
-struct Moments {
-  float mean, squares;
-};
-__device__ __forceinline__ void join(Moments& to, float count, const Moments& other, float other_count) {
-  const float all = count + other_count, distance = other.mean - to.mean;
-  to.mean += distance * (other_count / all);
-  to.squares += other.squares + distance * distance * (count * other_count / all);
-}
-
-// One block's statistics of its channels: [blocks, channels, mean and squares].
+// One block's statistics of its channels, see PartStatistics.
 template <typename T>
-__global__ void __launch_bounds__(kNormThreads, 2) statistics_kernel(const NormRun a, float* parts) {
+__global__ void __launch_bounds__(kNormThreads, 2) statistics_kernel(const NormRun a, float* moments, float* counts) {
   SHARED_MEMORY(shared);
   auto* const of_threads = reinterpret_cast<Moments*>(shared);  // [kCount, threads]
   const Place<T> at(a);
@@ -114,16 +72,16 @@ __global__ void __launch_bounds__(kNormThreads, 2) statistics_kernel(const NormR
         Moments some{};
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          if (i < taken) some.mean += activated(values[i][c], a.inner_slope);
+          if (i < taken) some.mean += activated(values[i][c], a.reading.inner_slope);
         }
         some.mean /= static_cast<float>(taken);
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
           if (i >= taken) continue;
-          const float distance = activated(values[i][c], a.inner_slope) - some.mean;
+          const float distance = activated(values[i][c], a.reading.inner_slope) - some.mean;
           some.squares += distance * distance;
         }
-        join(own[c], count, some, static_cast<float>(taken));
+        Joining(count, static_cast<float>(taken))(own[c], some);
       }
       count += static_cast<float>(taken);
     }
@@ -139,45 +97,26 @@ __global__ void __launch_bounds__(kNormThreads, 2) statistics_kernel(const NormR
       // pixels of that lane: every lanes-th from first + lane on
       const int64_t pixels = (at.last - at.first - lane + at.lanes - 1) / at.lanes;
       if (pixels <= 0) break;
-      join(own[c], before, of_threads[c * kNormThreads + lane * at.vectors + threadIdx.x], static_cast<float>(pixels));
+      Joining(before, static_cast<float>(pixels))(own[c],
+                                                  of_threads[c * kNormThreads + lane * at.vectors + threadIdx.x]);
       before += static_cast<float>(pixels);
     }
-    float* const to = parts + (int64_t{blockIdx.x} * a.channels + at.channel + c) * 2;
+    float* const to = moments + (int64_t{blockIdx.x} * a.channels + at.channel + c) * 2;
     to[0] = own[c].mean;
     to[1] = own[c].squares;
   }
-}
-
-// The map's statistics from those of `blocks` blocks, and what follows from them.
-__global__ void join_statistics_kernel(const NormRun a, const NormStatisticsRun to, int64_t blocks) {
-  for (int64_t channel = first_item(); channel < a.channels; channel += item_stride()) {
-    double mean = 0, squares = 0, count = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const auto pixels = static_cast<double>(a.pixels * (block + 1) / blocks - a.pixels * block / blocks);
-      const float* from = to.parts + (block * a.channels + channel) * 2;
-      const double distance = from[0] - mean, all = count + pixels;
-      mean += distance * pixels / all;
-      squares += from[1] + distance * distance * count * pixels / all;
-      count = all;
-    }
-    to.mean[channel] = static_cast<float>(mean);
-    to.variance[channel] = static_cast<float>(squares / count);
-  }
+  if (threadIdx.x == 0 && blockIdx.y == 0) counts[blockIdx.x] = static_cast<float>(at.last - at.first);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kNormThreads) apply_kernel(const NormRun a, void* y) {
   const Place<T> at(a);
   if (!at.works) return;
-  const Norm<T> norm(a, at.channel);
+  const PieceReader<T> reader(a.reading, at.channel);
   for (int64_t pixel = at.first + at.lane; pixel < at.last; pixel += at.lanes) {
     float x[kCount<T>];
     load_channels<T>(static_cast<const T*>(a.x) + pixel * a.channels + at.channel, x);
-#pragma unroll
-    for (int c = 0; c < kCount<T>; ++c) {
-      x[c] = activated(norm.of(activated(x[c], a.inner_slope) - norm.mean.of[c], c), a.slope);
-      if (a.dropout.seeds) x[c] *= dropping(a, pixel, at.channel + c);
-    }
+    reader(a.reading, a.reading.dropout.seeds ? place_of(a, pixel) : PixelPlace{}, x);
     store_channels(static_cast<T*>(y) + pixel * a.channels + at.channel, x, INFINITY);
   }
 }
@@ -191,32 +130,32 @@ class Backward {
         x_(static_cast<const T*>(a.x) + channel),
         gradient_(static_cast<const T*>(to.gradient) + channel),
         stride_(to.gradient_stride),
-        channel_(channel),
-        norm_(a, channel) {}
+        reader_(a.reading, channel) {}
 
   __device__ __forceinline__ void operator()(int64_t pixel, float (&of_z)[kCount<T>], float (&normal)[kCount<T>],
                                              float (&inner)[kCount<T>]) const {
+    const Reading& reading = a_.reading;
+    const PixelPlace at = reading.dropout.seeds ? place_of(a_, pixel) : PixelPlace{};
     float x[kCount<T>];
     load_channels<T>(x_ + pixel * a_.channels, x);
     load_channels<T>(gradient_ + pixel * stride_, of_z);
 #pragma unroll
     for (int c = 0; c < kCount<T>; ++c) {
-      const float distance = activated(x[c], a_.inner_slope) - norm_.mean.of[c];
-      normal[c] = distance * norm_.inverse_deviation[c];
-      inner[c] = activation_gradient(x[c], a_.inner_slope);
-      of_z[c] *= activation_gradient(norm_.of(distance, c), a_.slope);
-      if (a_.dropout.seeds) of_z[c] *= dropping(a_, pixel, channel_ + c);
+      const float distance = reader_.distance(reading, x[c], c);
+      normal[c] = distance * reader_.inverse_deviation(c);
+      inner[c] = activation_gradient(x[c], reading.inner_slope);
+      of_z[c] *= activation_gradient(reader_.normalised(distance, c), reading.slope);
+      if (reading.dropout.seeds) of_z[c] *= reader_.kept(reading, at, c);
     }
   }
 
-  __device__ __forceinline__ const Norm<T>& norm() const { return norm_; }
+  __device__ __forceinline__ float scale(int c) const { return reader_.scale(c); }
 
  private:
   const NormRun& a_;
   const T *x_, *gradient_;
   int64_t stride_;
-  int channel_;
-  Norm<T> norm_;
+  PieceReader<T> reader_;
 };
 
 // One block's sums for the gradients of its channels: [blocks, channels, bias and weight].
@@ -275,15 +214,17 @@ __global__ void __launch_bounds__(kNormThreads) gradient_kernel(const NormRun a,
   const Place<T> at(a);
   if (!at.works) return;
   const Backward<T> backward(a, to, at.channel);
-  const Parameters<T> of_bias(to.of_bias, at.channel), of_weight(to.of_weight, at.channel);
+  float of_bias[kCount<T>], of_weight[kCount<T>];
+  load_floats(to.of_bias + at.channel, of_bias);
+  load_floats(to.of_weight + at.channel, of_weight);
   const float share = 1.0f / static_cast<float>(a.pixels);
   for (int64_t pixel = at.first + at.lane; pixel < at.last; pixel += at.lanes) {
     float of_z[kCount<T>], normal[kCount<T>], inner[kCount<T>];
     backward(pixel, of_z, normal, inner);
 #pragma unroll
     for (int c = 0; c < kCount<T>; ++c) {
-      const float rest = of_z[c] - share * of_bias.of[c] - normal[c] * (share * of_weight.of[c]);
-      of_z[c] = backward.norm().scale[c] * rest * inner[c];
+      const float rest = of_z[c] - share * of_bias[c] - normal[c] * (share * of_weight[c]);
+      of_z[c] = backward.scale(c) * rest * inner[c];
     }
     store_channels(static_cast<T*>(to.of_x) + pixel * a.channels + at.channel, of_z, INFINITY);
   }
@@ -297,15 +238,16 @@ dim3 grid_of(const NormRun& run, int64_t most) {
 
 }  // namespace
 
-int64_t norm_parts_floats(const NormRun& run) { return int64_t{grid_of(run, kMaxBlocks).x} * run.channels * 2; }
+int64_t norm_parts_floats(const NormRun& run) { return int64_t{grid_of(run, kMaxBlocks).x} * (run.channels * 2 + 1); }
 
-void norm_statistics(const NormRun& run, const NormStatisticsRun& to, Queue queue) {
+void norm_statistics(const NormRun& run, const StatisticsRun& to, Queue queue) {
   const dim3 grid = grid_of(run, kMaxBlocks);
+  float* const counts = to.parts + int64_t{grid.x} * run.channels * 2;
   with_element(run.element, [&]<typename T>(std::type_identity<T>) {
     constexpr int kBytes = kCount<T> * kNormThreads * static_cast<int>(sizeof(Moments));
-    CUDA_LAUNCH((statistics_kernel<T>), grid, kNormThreads, kBytes, queue, run, to.parts);
+    CUDA_LAUNCH((statistics_kernel<T>), grid, kNormThreads, kBytes, queue, run, to.parts, counts);
   });
-  CUDA_LAUNCH(join_statistics_kernel, blocks_for(run.channels, 32, 1024), 32, 0, queue, run, to, int64_t{grid.x});
+  join_statistics({to.parts, counts, int64_t{grid.x}, run.channels}, to, queue);
 }
 
 void norm_apply(const NormRun& run, void* y, Queue queue) {

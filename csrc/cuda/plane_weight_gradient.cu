@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "channels.cuh"
+#include "reading.cuh"
 #include "weight_gradient.h"
 
 // The weight gradient of the network's first and last convolution, whose fine map is a few planes of floats.
@@ -25,6 +25,7 @@ static_assert(32 / kQuads == kTileRows);
 struct Arguments {
   const void* coarse;
   const float* fine;
+  Reading reading;  // of the coarse map
   int batch, rows, columns, coarse_channels, planes, zeros_before;
   int tiles_across, tiles_down, tiles, splits;
   float* sums;  // [splits, 25, coarse channels, planes]
@@ -38,17 +39,6 @@ constexpr int kSharedBytes = kTileRows * kTileRowBytes<T> + kPatchFloats * stati
 constexpr int kSumsBytes = kTileRows * kTaps * kChannels * static_cast<int>(sizeof(float));
 
 template <typename T>
-__device__ __forceinline__ void load_lane_channels(const void* from, float (&x)[kLaneChannels]) {
-  if constexpr (sizeof(T) == 4) {
-    load_floats(static_cast<const float*>(from), x);
-  } else {
-    const uint2 two = load8(from);
-    x[0] = widen(T{static_cast<uint16_t>(two.x)}), x[1] = widen(T{static_cast<uint16_t>(two.x >> 16)});
-    x[2] = widen(T{static_cast<uint16_t>(two.y)}), x[3] = widen(T{static_cast<uint16_t>(two.y >> 16)});
-  }
-}
-
-template <typename T>
 __global__ void __launch_bounds__(kBlockThreads) plane_weight_gradient_kernel(const Arguments a) {
   SHARED_MEMORY(shared);
   float* const patch = reinterpret_cast<float*>(shared + kTileRows * kTileRowBytes<T>);  // [kPatchRows, 2, kPitch]
@@ -57,6 +47,11 @@ __global__ void __launch_bounds__(kBlockThreads) plane_weight_gradient_kernel(co
   const int lane = threadIdx.x % 32, tap_row = threadIdx.x / 32, quad = lane % kQuads, row = lane / kQuads;
   const int first = static_cast<int>(int64_t{a.tiles} * blockIdx.z / a.splits);
   const int last = static_cast<int>(int64_t{a.tiles} * (blockIdx.z + 1) / a.splits);
+  static_assert(kBlockThreads % kPieces == 0);  // so all of a thread's pieces have the same channels
+  PieceReader<T> reader;
+  if (a.reading.weight) {
+    reader = PieceReader<T>(a.reading, first_channel + threadIdx.x % kPieces * static_cast<int>(16 / sizeof(T)));
+  }
   float sums[kTapColumns][kLaneChannels] = {};
   for (int tile = first; tile < last; ++tile) {
     const int image = tile / (a.tiles_across * a.tiles_down);
@@ -70,8 +65,13 @@ __global__ void __launch_bounds__(kBlockThreads) plane_weight_gradient_kernel(co
       const int64_t pixel = (int64_t{image} * a.rows + in_row) * a.columns + in_column;
       const auto* const from = reinterpret_cast<const unsigned char*>(static_cast<const T*>(a.coarse) +
                                                                       pixel * a.coarse_channels + first_channel);
-      store16(shared + y * kTileRowBytes<T> + (x * kPieces + piece) * 16,
-              inside ? load16(from + piece * 16) : make_uint4(0, 0, 0, 0));
+      auto* const to = shared + y * kTileRowBytes<T> + (x * kPieces + piece) * 16;
+      store16(to, inside ? load16(from + piece * 16) : make_uint4(0, 0, 0, 0));
+      if (inside && a.reading.weight) {
+        const PixelPlace at{image, static_cast<uint32_t>(in_row * a.columns + in_column),
+                            static_cast<uint32_t>(a.rows * a.columns)};
+        reader.read_in_place(a.reading, at, reinterpret_cast<T*>(to));
+      }
     }
     const float* const source = a.fine + (int64_t{image} * a.planes + plane) * 4 * a.rows * a.columns;
     for (int i = threadIdx.x; i < kPatchRows * kPatchColumns; i += kBlockThreads) {
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kBlockThreads) plane_weight_gradient_kernel(co
       fine[0] = fine[2], fine[1] = fine[3], fine[2] = fine[4];
       fine[3] = odd[column + 1], fine[4] = even[column + 2];
       float coarse[kLaneChannels];
-      load_lane_channels<T>(
+      load_channels<T>(
           shared + row * kTileRowBytes<T> + (column * kChannels + quad * kLaneChannels) * static_cast<int>(sizeof(T)),
           coarse);
 #pragma unroll
@@ -120,6 +120,7 @@ Arguments arguments_of(const WeightGradientRun& run, const DeviceFacts& facts) {
   Arguments a{};
   a.coarse = run.coarse;
   a.fine = static_cast<const float*>(run.fine);
+  a.reading = run.coarse_reading;
   a.batch = static_cast<int>(run.batch);
   a.rows = static_cast<int>(run.rows);
   a.columns = static_cast<int>(run.columns);

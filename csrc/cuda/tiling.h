@@ -104,10 +104,8 @@ struct ConvolutionArguments {
   int first_place, row_step, column_step;  // a tap's place is first + row * row_step + column * column_step
   int mirrored;                            // phases and taps run backwards
 
-  const float* read_scale;
-  const float* read_shift;
-  float read_slope;
-  int read_stride;
+  Reading reading[2];
+  int reading_stride[2];  // floats, from one network to the next
   const float* bias;
   const float* scale;
   const float* shift;
@@ -117,6 +115,10 @@ struct ConvolutionArguments {
   void* target;
   int out_channels;  // of the target: padded, or planes
   Output output;
+
+  float* moments;  // [tiles, out_channels, mean and squares] of what is stored, and [tiles] how many values; or null
+  float* counts;
+  float inner_slope;
 
   int splits;  // blocks that share the chunks of a sum
   float* partial_sums;

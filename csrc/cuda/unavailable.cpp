@@ -1,6 +1,7 @@
 // Stands in for the .cu files where there is no nvcc: the package works on the CPU, and a CUDA tensor hears why not.
 #include <stdexcept>
 
+#include "statistics.h"
 #include "tiling.h"
 
 namespace pyunetsep::cuda {
@@ -32,7 +33,9 @@ void launch_transposed(const ConvolutionLaunch&, Queue) { unavailable(); }
 void launch_dense(const ConvolutionLaunch&, Queue) { unavailable(); }
 void launch_packing(const Packing&, Queue) { unavailable(); }
 void pack_input_on_device(int64_t, int64_t, const float*, float*, Queue) { unavailable(); }
+int64_t input_statistics_floats(const InputConvolutionRun&) { unavailable(); }
 void input_convolution(const InputConvolutionRun&, Queue) { unavailable(); }
+void join_statistics(const PartStatistics&, const StatisticsRun&, Queue) { unavailable(); }
 void dilated_head(const DilatedHeadRun&, Queue) { unavailable(); }
 
 int64_t weight_gradient_bytes(const WeightGradientRun&, const DeviceFacts&) { unavailable(); }
@@ -40,7 +43,7 @@ void weight_gradient(const WeightGradientRun&, const DeviceFacts&, Queue) { unav
 int64_t plane_weight_gradient_bytes(const WeightGradientRun&, const DeviceFacts&) { unavailable(); }
 void plane_weight_gradient(const WeightGradientRun&, const DeviceFacts&, Queue) { unavailable(); }
 int64_t norm_parts_floats(const NormRun&) { unavailable(); }
-void norm_statistics(const NormRun&, const NormStatisticsRun&, Queue) { unavailable(); }
+void norm_statistics(const NormRun&, const StatisticsRun&, Queue) { unavailable(); }
 void norm_apply(const NormRun&, void*, Queue) { unavailable(); }
 void norm_sums(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }
 void norm_gradient(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }

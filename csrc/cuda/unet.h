@@ -51,6 +51,23 @@ struct Output {
   Planes magnitude;  // the network's input, read for Ending::masked
 };
 
+// What a map is read through: y = max(z, slope z), and of that what dropout leaves, of z = scale (p - mean) + bias and
+// p = max(x, inner_slope x), where scale = weight / sqrt(variance + epsilon). Parameters are [networks, channels].
+struct Reading {
+  const float *weight, *bias;    // null: the map is read as it is
+  const float *mean, *variance;  // null: 0, and scale = weight
+  float epsilon, inner_slope, slope;
+  cpu::Dropout dropout;
+};
+
+// Statistics of what a convolution stores, for a batch norm: mean and variance (of all, not of a sample) of p =
+// max(x, inner_slope x) in each channel. The blocks leave those of their pixels, which are joined then.
+struct StatisticsRun {
+  float inner_slope;
+  float *mean, *variance;  // [channels] each; null: not wanted
+  float* parts;            // statistics_floats
+};
+
 struct ConvolutionRun {
   const Convolution* conv;
   const void* packed;  // [networks, packed_bytes]
@@ -58,18 +75,16 @@ struct ConvolutionRun {
   int64_t in_rows, in_columns;
   int64_t grid_rows, grid_columns;  // of the output, or of an input that is doubled
   const void* source[2];
-  // [networks, channels of source[0]]: it is read through max(z, slope z), z = scale x + shift; null: as it is
-  const float* read_scale;
-  const float* read_shift;
-  float read_slope;
+  Reading reading[2];
   // y = max(z, slope z) scale + shift, z = x + bias; [networks, channels]; null: 1 and 0
   const float* bias;
   const float* scale;
   const float* shift;
   float slope;
-  bool overflows;  // halves become infinite, as training wants, instead of the largest that they can be
-  void* target;    // a map, or ...
-  Output output;   // ... of Convolution::planes
+  bool overflows;            // halves become infinite, as training wants, instead of the largest that they can be
+  void* target;              // a map, or ...
+  Output output;             // ... of Convolution::planes
+  StatisticsRun statistics;  // of a map of one network
   // Few pixels make few blocks: then several share a sum. See split_bytes.
   float* partial_sums;
   uint32_t* arrivals;  // kMaxArrivals zeros, which are zeros again afterwards
@@ -78,6 +93,7 @@ constexpr int64_t kMaxArrivals = 4096;
 
 // The room for partial sums that a run takes on such a device.
 int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts);
+int64_t statistics_floats(const ConvolutionRun& run, const DeviceFacts& facts);
 void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queue);
 
 // The network's first convolution, from planes of floats.
@@ -93,11 +109,13 @@ struct InputConvolutionRun {
   float slope;
   bool overflows;  // as in ConvolutionRun
   void* target;
-  uint32_t* arrivals;  // kMaxArrivals, zeroed for the layers to come; or null
+  StatisticsRun statistics;  // as in ConvolutionRun
+  uint32_t* arrivals;        // kMaxArrivals, zeroed for the layers to come; or null
 };
 int64_t packed_input_floats(int64_t channels, int64_t out_channels);  // of one network
 void pack_input(int64_t channels, int64_t out_channels, const double* weight, float* packed);
 void pack_input_on_device(int64_t channels, int64_t out_channels, const float* weight, float* packed, Queue queue);
+int64_t input_statistics_floats(const InputConvolutionRun& run);
 void input_convolution(const InputConvolutionRun& run, Queue queue);
 
 // 4x4 convolution with dilation 2 of one plane, to masks: output o reads inputs o - 3, o - 1, o + 1, o + 3.
@@ -116,8 +134,9 @@ void dilated_head(const DilatedHeadRun& run, Queue queue);
 struct WeightGradientRun {
   Element element;
   Alignment alignment;
-  const void* coarse;  // [batch, rows, columns, channels]
-  const void* fine;    // [batch, 2 rows, 2 columns, channels]
+  const void* coarse;                    // [batch, rows, columns, channels]
+  const void* fine;                      // [batch, 2 rows, 2 columns, channels]
+  Reading coarse_reading, fine_reading;  // the latter not of planes
   int64_t batch, rows, columns;
   int64_t coarse_channels, fine_channels;
   float* gradient;      // [coarse_channels, fine_channels, 5, 5]
@@ -130,24 +149,14 @@ void weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Que
 int64_t plane_weight_gradient_bytes(const WeightGradientRun& run, const DeviceFacts& facts);
 void plane_weight_gradient(const WeightGradientRun& run, const DeviceFacts& facts, Queue queue);
 
-// What follows a convolution in training, see Normalisation of kernels.h; the channels are filled up to whole units,
-// and so are all parameters.
+// What follows a convolution in training; the channels are filled up to whole units, and so are all parameters.
 struct NormRun {
   Element element;
   const void* x;  // [batch, rows, columns, channels]
   int64_t batch;
   int64_t pixels;  // of all images
   int64_t channels;
-  float inner_slope, slope;
-  const float *weight, *bias;    // [channels] each
-  const float *mean, *variance;  // likewise; not read where they are made
-  float epsilon;
-  cpu::Dropout dropout;
-};
-
-struct NormStatisticsRun {
-  float *mean, *variance;  // [channels] each
-  float* parts;            // norm_parts_floats
+  Reading reading;  // all of it but for the statistics, where they are made
 };
 
 struct NormGradientRun {
@@ -160,7 +169,7 @@ struct NormGradientRun {
 };
 
 int64_t norm_parts_floats(const NormRun& run);
-void norm_statistics(const NormRun& run, const NormStatisticsRun& to, Queue queue);
+void norm_statistics(const NormRun& run, const StatisticsRun& to, Queue queue);  // parts: norm_parts_floats
 void norm_apply(const NormRun& run, void* y, Queue queue);
 void norm_sums(const NormRun& run, const NormGradientRun& to, Queue queue);      // of_weight and of_bias
 void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue);  // of_x, of these

@@ -3,7 +3,7 @@
 
 #include "weight_gradient.h"
 
-#include "channels.cuh"
+#include "reading.cuh"
 
 // The gradient of a 5x5 filter of stride 2 between a coarse map and a fine one of twice its size:
 //
@@ -32,6 +32,7 @@ constexpr int kTilePixels = 64, kTileImages = 16;
 struct Arguments {
   const void* coarse;
   const void* fine;
+  Reading coarse_reading, fine_reading;
   int batch, rows, columns, fine_rows, fine_columns, coarse_channels, fine_channels, zeros_before;
   int tile_columns_log2, tile_rows_log2, images, tiles_across, tiles_down, tiles;
   int patch_rows, pitch, row_pixels, tile_bytes, buffer_bytes;  // a buffer is a tile and its patch
@@ -46,40 +47,95 @@ __device__ __forceinline__ int place_of_channel(int channel, int pixel, int pixe
   return channel / kChunk * pixels * kPixelBytes + piece_offset(pixel, channel % kChunk * sizeof(T) / 16);
 }
 
+// Where a tile begins.
+struct TilePlace {
+  int image, row, column;
+  __device__ __forceinline__ TilePlace(const Arguments& a, int tile)
+      : image(tile / (a.tiles_across * a.tiles_down) * a.images),
+        row(tile / a.tiles_across % a.tiles_down << a.tile_rows_log2),
+        column(tile % a.tiles_across << a.tile_columns_log2) {}
+};
+
+// The 16-byte pieces of a tile that this thread brings, and of its patch: all of one have the same channels of the
+// block. Calls body(offset in the buffer, image, pixel of it), where the pixel is -1 outside the map and behind its
+// channels.
+template <typename T>
+struct Pieces {
+  static constexpr int kPieceChannels = 16 / sizeof(T);
+  static constexpr int kCoarsePieces = kCoarse / kPieceChannels, kFinePieces = kFine / kPieceChannels;
+  static_assert(kBlockThreads % kCoarsePieces == 0 && kBlockThreads % kFinePieces == 0);
+  const int coarse_of_block = threadIdx.x % kCoarsePieces * kPieceChannels;
+  const int fine_of_block = threadIdx.x % kFinePieces * kPieceChannels;
+  const int coarse_channel = blockIdx.x * kCoarse + coarse_of_block, fine_channel = blockIdx.y * kFine + fine_of_block;
+
+  template <typename Body>
+  __device__ __forceinline__ void for_each_of_tile(const Arguments& a, const TilePlace& tile, Body body) const {
+    const int columns = 1 << a.tile_columns_log2, rows = 1 << a.tile_rows_log2;
+    for (int pixel = threadIdx.x / kCoarsePieces; pixel < a.images * rows * columns;
+         pixel += kBlockThreads / kCoarsePieces) {
+      const int image = tile.image + (pixel >> (a.tile_columns_log2 + a.tile_rows_log2));
+      const int row = tile.row + (pixel >> a.tile_columns_log2 & (rows - 1)),
+                column = tile.column + (pixel & (columns - 1));
+      const bool inside = image < a.batch && row < a.rows && column < a.columns && coarse_channel < a.coarse_channels;
+      body(place_of_channel<T>(coarse_of_block, pixel, kTilePixels), image, inside ? row * a.columns + column : -1);
+    }
+  }
+
+  template <typename Body>
+  __device__ __forceinline__ void for_each_of_patch(const Arguments& a, const TilePlace& tile, Body body) const {
+    const int columns = (2 << a.tile_columns_log2) + 3;
+    for (int pixel = threadIdx.x / kFinePieces; pixel < a.images * a.patch_rows * columns;
+         pixel += kBlockThreads / kFinePieces) {
+      const int x = pixel % columns, y = pixel / columns % a.patch_rows, image = pixel / columns / a.patch_rows;
+      const int row = 2 * tile.row - a.zeros_before + y, column = 2 * tile.column - a.zeros_before + x;
+      const bool inside = tile.image + image < a.batch && 0 <= row && row < a.fine_rows && 0 <= column &&
+                          column < a.fine_columns && fine_channel < a.fine_channels;
+      const int place = (image * a.patch_rows + y) * a.row_pixels + x % 2 * a.pitch + x / 2;
+      body(a.tile_bytes + place_of_channel<T>(fine_of_block, place, a.images * a.patch_rows * a.row_pixels),
+           tile.image + image, inside ? row * a.fine_columns + column : -1);
+    }
+  }
+};
+
 // Brings a tile and its patch; what lies outside the maps, or behind their channels, is zero.
 template <typename T>
-__device__ __forceinline__ void load_tile(const Arguments& a, int tile, unsigned char* buffer) {
-  constexpr int kPieceChannels = 16 / sizeof(T);
-  const int first_image = tile / (a.tiles_across * a.tiles_down) * a.images;
-  const int first_row = tile / a.tiles_across % a.tiles_down << a.tile_rows_log2;
-  const int first_column = tile % a.tiles_across << a.tile_columns_log2;
-  const int tile_columns = 1 << a.tile_columns_log2, tile_rows = 1 << a.tile_rows_log2;
-  const int pixels = a.images * tile_rows * tile_columns;
-  const T* const coarse = static_cast<const T*>(a.coarse);
-  for (int i = threadIdx.x; i < pixels * (kCoarse / kPieceChannels); i += kBlockThreads) {
-    const int pixel = i / (kCoarse / kPieceChannels), of_block = i % (kCoarse / kPieceChannels) * kPieceChannels;
-    const int image = first_image + (pixel >> (a.tile_columns_log2 + a.tile_rows_log2));
-    const int row = first_row + (pixel >> a.tile_columns_log2 & (tile_rows - 1));
-    const int column = first_column + (pixel & (tile_columns - 1)), channel = blockIdx.x * kCoarse + of_block;
-    const bool inside = image < a.batch && row < a.rows && column < a.columns && channel < a.coarse_channels;
-    const int64_t at = ((int64_t{image} * a.rows + row) * a.columns + column) * a.coarse_channels + channel;
-    copy_async16(buffer + place_of_channel<T>(of_block, pixel, kTilePixels), coarse + (inside ? at : 0), inside);
+__device__ __forceinline__ void load_tile(const Arguments& a, const Pieces<T>& pieces, int tile,
+                                          unsigned char* buffer) {
+  const TilePlace at(a, tile);
+  const T* const coarse = static_cast<const T*>(a.coarse) + pieces.coarse_channel;
+  const int64_t coarse_pixels = int64_t{a.rows} * a.columns;
+  pieces.for_each_of_tile(a, at, [&](int offset, int image, int pixel) {
+    const T* const from = coarse + (image * coarse_pixels + pixel) * a.coarse_channels;
+    copy_async16(buffer + offset, pixel < 0 ? a.coarse : from, pixel >= 0);
+  });
+  const T* const fine = static_cast<const T*>(a.fine) + pieces.fine_channel;
+  const int64_t fine_pixels = int64_t{a.fine_rows} * a.fine_columns;
+  pieces.for_each_of_patch(a, at, [&](int offset, int image, int pixel) {
+    const T* const from = fine + (image * fine_pixels + pixel) * a.fine_channels;
+    copy_async16(buffer + offset, pixel < 0 ? a.fine : from, pixel >= 0);
+  });
+}
+
+// The pieces that this thread has brought become what is read in their place. The parameters are loaded for each tile:
+// in between, the sums need the registers.
+template <typename T>
+__device__ __forceinline__ void read_tile(const Arguments& a, const Pieces<T>& pieces, int tile,
+                                          unsigned char* buffer) {
+  const TilePlace at(a, tile);
+  const auto reading_of_map = [&](const Reading& reading, int channel, uint32_t pixels) {
+    return [&reading, buffer, pixels, reader = PieceReader<T>(reading, channel)](int offset, int image, int pixel) {
+      if (pixel < 0) return;
+      T* const x = reinterpret_cast<T*>(buffer + offset);
+      reader.read_in_place(reading, {image, static_cast<uint32_t>(pixel), pixels}, x);
+    };
+  };
+  if (a.coarse_reading.weight && pieces.coarse_channel < a.coarse_channels) {
+    const auto pixels = static_cast<uint32_t>(a.rows * a.columns);
+    pieces.for_each_of_tile(a, at, reading_of_map(a.coarse_reading, pieces.coarse_channel, pixels));
   }
-  const T* const fine = static_cast<const T*>(a.fine);
-  const int patch_columns = 2 * tile_columns + 3, patch_pixels = a.images * a.patch_rows * a.row_pixels;
-  for (int i = threadIdx.x; i < a.images * a.patch_rows * patch_columns * (kFine / kPieceChannels);
-       i += kBlockThreads) {
-    const int of_block = i % (kFine / kPieceChannels) * kPieceChannels, pixel = i / (kFine / kPieceChannels);
-    const int x = pixel % patch_columns, y = pixel / patch_columns % a.patch_rows;
-    const int image = pixel / patch_columns / a.patch_rows, channel = blockIdx.y * kFine + of_block;
-    const int row = 2 * first_row - a.zeros_before + y, column = 2 * first_column - a.zeros_before + x;
-    const bool inside = first_image + image < a.batch && 0 <= row && row < a.fine_rows && 0 <= column &&
-                        column < a.fine_columns && channel < a.fine_channels;
-    const int64_t at =
-        ((int64_t{first_image + image} * a.fine_rows + row) * a.fine_columns + column) * a.fine_channels + channel;
-    const int place = (image * a.patch_rows + y) * a.row_pixels + x % 2 * a.pitch + x / 2;
-    copy_async16(buffer + a.tile_bytes + place_of_channel<T>(of_block, place, patch_pixels), fine + (inside ? at : 0),
-                 inside);
+  if (a.fine_reading.weight && pieces.fine_channel < a.fine_channels) {
+    const auto pixels = static_cast<uint32_t>(a.fine_rows * a.fine_columns);
+    pieces.for_each_of_patch(a, at, reading_of_map(a.fine_reading, pieces.fine_channel, pixels));
   }
 }
 
@@ -193,15 +249,17 @@ __global__ void __launch_bounds__(kBlockThreads, 2) weight_gradient_kernel(const
     if (pixels % 16) store16(shared + i, make_uint4(0, 0, 0, 0));
   }
   __syncthreads();
+  const Pieces<T> pieces;
   Sums<T> sums;
-  load_tile<T>(a, first, shared);
+  load_tile<T>(a, pieces, first, shared);
   commit_copies();
   for (int tile = first; tile < last; ++tile) {
     unsigned char* const buffer = shared + (tile - first) % 2 * a.buffer_bytes;
-    if (tile + 1 < last) load_tile<T>(a, tile + 1, shared + (tile + 1 - first) % 2 * a.buffer_bytes);
+    if (tile + 1 < last) load_tile<T>(a, pieces, tile + 1, shared + (tile + 1 - first) % 2 * a.buffer_bytes);
     commit_copies();
     wait_copies<1>();  // this tile is there, if brought by this thread ...
-    __syncthreads();   // ... or by another
+    read_tile<T>(a, pieces, tile, buffer);
+    __syncthreads();  // ... or by another
     sums.add(a, pixels, buffer);
     __syncthreads();  // all have done with the buffer that is loaded next
   }
@@ -226,6 +284,8 @@ Arguments arguments_of(const WeightGradientRun& run, const DeviceFacts& facts) {
   Arguments a{};
   a.coarse = run.coarse;
   a.fine = run.fine;
+  a.coarse_reading = run.coarse_reading;
+  a.fine_reading = run.fine_reading;
   a.batch = static_cast<int>(run.batch);
   a.rows = static_cast<int>(run.rows);
   a.columns = static_cast<int>(run.columns);

@@ -5,13 +5,17 @@ On the CPU blocks have BLOCK channels; on a GPU there is one, a multiple of BLOC
 [batch, channels, bins, frames], and the last gives them. What these ops compute is what `torch.nn.functional` does
 between `to_blocks` and `from_blocks`; the gradient of a convolution's input is a convolution of the other kind.
 
+On a GPU a norm writes nothing: whoever reads its map reads it `Through` the norm, and autograd passes on the map before
+the norm with the gradient of the one behind it. A convolution leaves the statistics of its map for the norm.
+
 Planes and parameters are float32; maps are of whichever element the first convolution is asked for, float32, bfloat16
 or, on a GPU, float16, with sums in float32.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +24,10 @@ from torch.nn import functional as F
 from . import kernels as _kernels  # noqa: F401  loads the extension, which has the ops
 
 BLOCK = 16  # channels
-ONE_BLOCK = {"cuda"}  # devices whose maps have one
+GPUS = {"cuda"}  # devices whose maps have one block, and are read through their norms
 
-conv = torch.ops.pyunetsep.training_conv.default
-upconv = torch.ops.pyunetsep.training_upconv.default
+conv_op = torch.ops.pyunetsep.training_conv.default
+upconv_op = torch.ops.pyunetsep.training_upconv.default
 weight_gradient = torch.ops.pyunetsep.training_weight_gradient.default
 channel_sums = torch.ops.pyunetsep.training_channel_sums.default
 head = torch.ops.pyunetsep.training_head.default
@@ -39,7 +43,7 @@ norm_gradient = torch.ops.pyunetsep.training_norm_gradient.default
 def blocks_of(channels: int, device: torch.device) -> tuple[int, int]:
     """Of a map of so many channels: how many there are, and of how many channels."""
     filled = -(-channels // BLOCK)
-    return (1, filled * BLOCK) if device.type in ONE_BLOCK else (filled, BLOCK)
+    return (1, filled * BLOCK) if device.type in GPUS else (filled, BLOCK)
 
 
 def map_shape(batch: int, channels: int, bins: int, frames: int, device: torch.device) -> tuple[int, ...]:
@@ -59,13 +63,108 @@ def from_blocks(blocks: Tensor, channels: int) -> Tensor:
     return blocks.permute(0, 1, 4, 2, 3).flatten(1, 2)[:, :channels].contiguous()
 
 
+class Through(NamedTuple):
+    """Batch norm by given statistics between two activations, then dropout, as which a map is read.
+
+    y = max(z, slope z), z = weight (p - mean) / sqrt(variance + epsilon) + bias, p = max(x, inner_slope x).
+    """
+
+    norm: Tensor  # [4, channels]: mean, variance, weight, bias
+    seeds: Tensor | None  # int32 [batch], of the examples' dropout
+    numbers: tuple[float, float, float, float]  # epsilon, inner_slope, slope, probability of dropout
+
+
+_AS_IT_IS = (None, None, ())
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alignment: str,
+    *,
+    through: Through | None = None,
+    element: torch.dtype | None = None,
+) -> Tensor:
+    """A 5x5 convolution of stride 2 of a map, or of planes -> a map of `element`, or else of x's."""
+    return conv_for_norm(x, weight, bias, alignment, None, through=through, element=element)[0]
+
+
+def conv_for_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alignment: str,
+    inner_slope: float | None,
+    *,
+    through: Through | None = None,
+    element: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same, and mean and variance [2, channels] of max(y, inner_slope y), if there is an inner_slope."""
+    norm, _, numbers = through or _AS_IT_IS  # only behind a skip is there dropout
+    made: tuple[Tensor, Tensor] = conv_op(x, weight, bias, alignment, norm, numbers, inner_slope, element=element)
+    return made
+
+
+def upconv(
+    x: Tensor,
+    skip: Tensor | None,
+    skip_channels: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    to_planes: bool,
+    alignment: str,
+    *,
+    through: Through | None = None,
+    skip_through: Through | None = None,
+) -> Tensor:
+    """A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes."""
+    given = x, skip, skip_channels, weight, bias, to_planes, alignment
+    return upconv_for_norm(*given, None, through=through, skip_through=skip_through)[0]
+
+
+def upconv_for_norm(
+    x: Tensor,
+    skip: Tensor | None,
+    skip_channels: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    to_planes: bool,
+    alignment: str,
+    inner_slope: float | None,
+    *,
+    through: Through | None = None,
+    skip_through: Through | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same, and statistics as `conv_for_norm` gives."""
+    skip_norm, _, skip_numbers = skip_through or _AS_IT_IS
+    given = x, skip, skip_channels, weight, bias, to_planes, alignment
+    made: tuple[Tensor, Tensor] = upconv_op(*given, *(through or _AS_IT_IS), skip_norm, skip_numbers, inner_slope)
+    return made
+
+
 # ---- shapes, for torch.compile
 
 
+def _statistics(x: Tensor, channels: int, inner_slope: float | None) -> Tensor:
+    return x.new_empty((0 if inner_slope is None else 2, channels), dtype=torch.float32)
+
+
 @torch.library.register_fake("pyunetsep::training_conv")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, alignment: str, *, element: torch.dtype | None = None) -> Tensor:
-    shape = map_shape(x.shape[0], weight.shape[0], x.shape[2] // 2, x.shape[3] // 2, x.device)
-    return x.new_empty(shape, dtype=element or x.dtype)
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alignment: str,
+    norm: Tensor | None = None,
+    numbers: Sequence[float] = (),
+    inner_slope: float | None = None,
+    *,
+    element: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    channels = weight.shape[0]
+    shape = map_shape(x.shape[0], channels, x.shape[2] // 2, x.shape[3] // 2, x.device)
+    return x.new_empty(shape, dtype=element or x.dtype), _statistics(x, channels, inner_slope)
 
 
 @torch.library.register_fake("pyunetsep::training_upconv")
@@ -77,13 +176,20 @@ def _(
     bias: Tensor | None,
     to_planes: bool,
     alignment: str,
-) -> Tensor:
+    norm: Tensor | None = None,
+    seeds: Tensor | None = None,
+    numbers: Sequence[float] = (),
+    skip_norm: Tensor | None = None,
+    skip_numbers: Sequence[float] = (),
+    inner_slope: float | None = None,
+) -> tuple[Tensor, Tensor]:
     sizes = x.shape[0], weight.shape[1], 2 * x.shape[2], 2 * x.shape[3]
-    return weight.new_empty(sizes) if to_planes else x.new_empty(map_shape(*sizes, x.device))
+    y = weight.new_empty(sizes) if to_planes else x.new_empty(map_shape(*sizes, x.device))
+    return y, _statistics(x, sizes[1], inner_slope)
 
 
 @torch.library.register_fake("pyunetsep::training_weight_gradient")
-def _(coarse: Tensor, skip: Tensor | None, fine: Tensor, channels: list[int], alignment: str) -> Tensor:
+def _(coarse: Tensor, skip: Tensor | None, fine: Tensor, channels: list[int], *_: Any) -> Tensor:
     return coarse.new_empty((channels[0] + channels[1], channels[2], 5, 5), dtype=torch.float32)
 
 
@@ -113,8 +219,8 @@ def _(gradient: Tensor, mask: Tensor, magnitude: Tensor, target: Tensor) -> Tens
 
 
 @torch.library.register_fake("pyunetsep::training_norm_statistics")
-def _(x: Tensor, channels: int, inner_slope: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
+def _(x: Tensor, channels: int, inner_slope: float) -> Tensor:
+    return _statistics(x, channels, inner_slope)
 
 
 @torch.library.register_fake("pyunetsep::training_norm")
@@ -123,8 +229,8 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 
 @torch.library.register_fake("pyunetsep::training_norm_sums")
-def _(gradient: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
+def _(gradient: Tensor, x: Tensor, norm: Tensor, *_: Any) -> Tensor:
+    return norm.new_empty((2, norm.shape[1]))
 
 
 @torch.library.register_fake("pyunetsep::training_norm_gradient")
@@ -142,44 +248,58 @@ def _bias_gradient(gradient: Tensor, channels: int) -> Tensor:
     return gradient.flatten(2, 3).sum(2).sum(0)
 
 
+def _without_gradient(ctx: Any, statistics: Tensor) -> None:
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)  # or zeros would be made for them
+
+
 def _conv_setup(
-    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], keyword_only_inputs: dict[str, Any], output: Tensor
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, Tensor]
 ) -> None:
-    x, weight, _, ctx.alignment = inputs
-    ctx.save_for_backward(x, weight)
+    x, weight, _, ctx.alignment, norm, ctx.numbers, _ = inputs
+    ctx.save_for_backward(x, weight, norm)
+    _without_gradient(ctx, output[1])
 
 
-def _conv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+def _conv_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, norm = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, *_others = ctx.needs_input_grad
     out, channels = weight.shape[:2]
+    of_weight = None
+    if needs_weight:
+        of_gradient, of_skip = _AS_IT_IS, _AS_IT_IS[1:]
+        of_weight = weight_gradient(
+            gradient, None, x, [0, out, channels], ctx.alignment, *of_gradient, *of_skip, norm, ctx.numbers
+        )
     return (
         upconv(gradient, None, 0, weight, None, x.ndim == 4, ctx.alignment) if needs_x else None,
-        weight_gradient(gradient, None, x, [0, out, channels], ctx.alignment) if needs_weight else None,
+        of_weight,
         _bias_gradient(gradient, out) if needs_bias else None,
-        None,
+        *[None] * 4,
     )
 
 
 torch.library.register_autograd("pyunetsep::training_conv", _conv_backward, setup_context=_conv_setup)
 
 
-def _upconv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, skip, ctx.skip_channels, weight, _, _, ctx.alignment = inputs
-    ctx.save_for_backward(x, skip, weight)
+def _upconv_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, skip, ctx.skip_channels, weight, _, _, ctx.alignment, norm, seeds, ctx.numbers, *of_skip, _ = inputs
+    skip_norm, ctx.skip_numbers = of_skip
+    ctx.save_for_backward(x, skip, weight, norm, seeds, skip_norm)
+    _without_gradient(ctx, output[1])
 
 
 def _split(both: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
     """Views of a map's first channels, which are whole blocks, and of the rest."""
     (first_blocks, first_block), (blocks, block) = blocks_of(first, both.device), blocks_of(second, both.device)
-    if both.device.type in ONE_BLOCK:
+    if both.device.type in GPUS:
         return both[..., :first_block], both[..., first_block : first_block + block]
     return both[:, :first_blocks], both[:, first_blocks : first_blocks + blocks]
 
 
-def _upconv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, skip, weight = ctx.saved_tensors
-    needs_x, needs_skip, _, needs_weight, needs_bias, _, _ = ctx.needs_input_grad
+def _upconv_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, skip, weight, norm, seeds, skip_norm = ctx.saved_tensors
+    needs_x, needs_skip, _, needs_weight, needs_bias, *_others = ctx.needs_input_grad
     first, channels, out = ctx.skip_channels, weight.shape[0] - ctx.skip_channels, weight.shape[1]
     of_x = of_skip = None
     if first % BLOCK == 0 and needs_x:  # both lie in one map
@@ -188,14 +308,17 @@ def _upconv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     else:
         of_x = conv(gradient, weight[first:], None, ctx.alignment, element=x.dtype) if needs_x else None
         of_skip = conv(gradient, weight[:first], None, ctx.alignment, element=x.dtype) if needs_skip else None
+    of_weight = None
+    if needs_weight:
+        read = norm, seeds, ctx.numbers, skip_norm, ctx.skip_numbers
+        of_weight = weight_gradient(x, skip, gradient, [first, channels, out], ctx.alignment, *read)
     return (
         of_x,
         of_skip if needs_skip else None,
         None,
-        weight_gradient(x, skip, gradient, [first, channels, out], ctx.alignment) if needs_weight else None,
+        of_weight,
         _bias_gradient(gradient, out) if needs_bias else None,
-        None,
-        None,
+        *[None] * 8,
     )
 
 
@@ -242,6 +365,16 @@ class Together(Protocol):
         """The sum of all."""
 
 
+class Normed(NamedTuple):
+    """What a norm makes of a map."""
+
+    y: Tensor  # a map as x; the map before the norm where it is to be read through it
+    through: Through | None
+    mean: Tensor  # [channels], as the variance, which is that of all values and not of a sample
+    variance: Tensor
+    values: Tensor | int  # of a channel, that these are the statistics of
+
+
 def norm(
     x: Tensor,
     weight: Tensor,
@@ -252,19 +385,24 @@ def norm(
     seeds: Tensor | None,
     dropout: float,
     together: Together | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
-    """Batch norm by the batch's own statistics between two activations, then dropout.
+    *,
+    statistics: Tensor | None = None,
+    on_load: bool = False,
+) -> Normed:
+    """Batch norm by the batch's own statistics between two activations, then dropout; see `Through`.
 
-    y = max(z, slope z), z = weight (p - mean) / sqrt(variance + epsilon) + bias, p = max(x, inner_slope x), where mean
-    and variance are those of p in each channel, of all maps that are `together`.
+    Mean and variance are those of p in each channel, of all maps that are `together`.
 
-    Returns:
-        y, a map as x; mean and variance [channels]; and of how many values of a channel they are.
+    Args:
+        statistics: [2, channels], mean and variance of p in this map, if they are known.
+        on_load: Leaves all that to whoever reads the map.
     """
-    result: tuple[Tensor, Tensor, Tensor, Tensor | int] = _Norm.apply(
-        x, weight, bias, (epsilon, inner_slope, slope), seeds, dropout, together
-    )
-    return result
+    if statistics is None:
+        statistics = norm_statistics(x.detach(), weight.shape[0], inner_slope)
+    numbers = epsilon, inner_slope, slope, dropout
+    y, of_channels, values = _Norm.apply(x, weight, bias, statistics, numbers, seeds, together, on_load)
+    through = Through(of_channels, seeds, numbers) if on_load else None
+    return Normed(y, through, of_channels[0], of_channels[1], values)
 
 
 class _Norm(torch.autograd.Function):
@@ -274,31 +412,36 @@ class _Norm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        numbers: tuple[float, float, float],
+        statistics: Tensor,
+        numbers: tuple[float, float, float, float],
         seeds: Tensor | None,
-        dropout: float,
         together: Together | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
+        on_load: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | int]:
+        mean, variance = statistics
         own = x.shape[0] * x.shape[2] * x.shape[3]
         values: Tensor | int = own
-        mean, variance = norm_statistics(x, weight.shape[0], numbers[1])
         if together is not None:
             mean, variance, values = together.joined(mean, variance, own)
             ctx.share = own / values
-        ctx.save_for_backward(x, mean, variance, weight, bias, seeds)
-        ctx.numbers, ctx.dropout, ctx.together = numbers, dropout, together
-        ctx.mark_non_differentiable(mean, variance)
-        return norm_apply(x, mean, variance, weight, bias, *numbers, seeds, dropout), mean, variance, values
+        of_channels = torch.stack((mean, variance, weight, bias))
+        ctx.save_for_backward(x, of_channels, seeds)
+        ctx.numbers, ctx.together = numbers, together
+        ctx.mark_non_differentiable(of_channels)
+        ctx.set_materialize_grads(False)
+        y = x.view_as(x) if on_load else norm_apply(x, of_channels, seeds, numbers)
+        return y, of_channels, values
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0]
-        *tensors, seeds = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * 8
+        x, of_channels, seeds = ctx.saved_tensors
         # the parameters' gradients are those of the maps here, and added up as all others are
-        sums = torch.stack(norm_sums(gradient, *tensors, *ctx.numbers, seeds, ctx.dropout))
+        sums = norm_sums(gradient, x, of_channels, seeds, ctx.numbers)
         of_all = sums if ctx.together is None else ctx.together.added(sums) * ctx.share
-        of_x = norm_gradient(gradient, of_all, *tensors, *ctx.numbers, seeds, ctx.dropout)
-        return of_x, sums[0], sums[1], None, None, None, None
+        of_x = norm_gradient(gradient, of_all, x, of_channels, seeds, ctx.numbers)
+        return of_x, sums[0], sums[1], *[None] * 5
 
 
 def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:

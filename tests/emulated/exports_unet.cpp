@@ -93,9 +93,10 @@ const char* convolution(const double* weight, const void* source_0, const void* 
     run.grid_columns = grid_columns;
     run.source[0] = source_0;
     run.source[1] = source_1;
-    run.read_scale = read_scale;
-    run.read_shift = read_shift;
-    run.read_slope = static_cast<float>(read_slope);
+    run.reading[0].weight = read_scale;
+    run.reading[0].bias = read_shift;
+    run.reading[0].inner_slope = 1.0f;
+    run.reading[0].slope = static_cast<float>(read_slope);
     run.bias = bias;
     run.scale = scale;
     run.shift = shift;
@@ -313,16 +314,16 @@ const char* norm(const void* x, const float* weight, const float* bias, const vo
     run.batch = batch;
     run.pixels = batch * of_image;
     run.channels = channels;
-    run.inner_slope = static_cast<float>(inner_slope);
-    run.slope = static_cast<float>(slope);
-    run.weight = weight;
-    run.bias = bias;
-    run.epsilon = static_cast<float>(epsilon);
-    run.dropout = cpu::dropout_of(seeds, dropout);
+    run.reading = {.weight = weight,
+                   .bias = bias,
+                   .mean = mean,
+                   .variance = variance,
+                   .epsilon = static_cast<float>(epsilon),
+                   .inner_slope = static_cast<float>(inner_slope),
+                   .slope = static_cast<float>(slope),
+                   .dropout = cpu::dropout_of(seeds, dropout)};
     PartialSums parts(norm_parts_floats(run) * 4), others(norm_parts_floats(run) * 4);
-    norm_statistics(run, {mean, variance, parts.data()}, kQueue);
-    run.mean = mean;
-    run.variance = variance;
+    norm_statistics(run, {run.reading.inner_slope, mean, variance, parts.data()}, kQueue);
     norm_apply(run, y, kQueue);
     const NormGradientRun to{gradient, gradient_stride, of_weight, of_bias, of_x, others.data()};
     norm_sums(run, to, kQueue);

@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyunetsep import unet_training
 from pyunetsep.config import JANSSON2017, SPLEETER
@@ -45,8 +46,6 @@ def routed() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # that they override others
         for name in OPS:
             function = getattr(torch.ops.pyunetsep_emulated, f"training_{name}")
-            if name == "conv":  # whose schema has a keyword
-                function = with_element(function)
             library.impl(f"training_{name}", function, "CPU", allow_override=True)
     try:
         yield
@@ -54,13 +53,9 @@ def routed() -> Iterator[None]:
         library._destroy()
 
 
-def with_element(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *x, element=None: conv(*x, element)
-
-
 @pytest.fixture(autouse=True)
 def on_emulated_gpu(emulated_ops, monkeypatch):
-    monkeypatch.setattr(training, "ONE_BLOCK", {"cpu", "cuda"})
+    monkeypatch.setattr(training, "GPUS", {"cpu", "cuda"})
     with routed():
         yield
 
@@ -110,6 +105,97 @@ def test_convolutions_and_their_gradients(sizes, element, alignment):
     for x, own_error, true in zip(made, own_errors, truth, strict=True):
         assert x.dtype == torch.float32 and x.shape == true.shape
         assert relative(x, true) <= 2 * max(own_error, usual)
+
+
+# ---- maps read through their norms, and statistics that convolutions leave
+
+
+def random_map(batch: int, channels: int, bins: int, frames: int, element: torch.dtype) -> Tensor:
+    return training.to_blocks(torch.randn(batch, channels, bins, frames)).to(element)
+
+
+def random_norm(channels: int, slopes: tuple[float, float], seeds: Tensor | None = None) -> training.Through:
+    norm = torch.stack((torch.randn(channels), 0.1 + torch.rand(channels), *torch.randn(2, channels)))
+    return training.Through(norm, seeds, (1e-3, *slopes, 0.0 if seeds is None else 0.4))
+
+
+SLOPES = [(1.0, 0.2), (0.0, 1.0)]
+READ = {  # batch, channels of a skip, of the map and out, bins and frames of the coarse map
+    "smallest": (1, 16, 16, 16, 1, 1),
+    "channels that fill up": (2, 20, 3, 40, 5, 9),
+    "more images than a tile has": (21, 16, 32, 16, 2, 1),
+    "several tiles and blocks": (1, 32, 64, 144, 10, 20),
+}
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("slopes", SLOPES)
+@pytest.mark.parametrize("sizes", READ.values(), ids=READ)
+def test_a_map_read_through_its_norm_is_what_the_norm_makes(sizes, slopes, element):
+    batch, skips, channels, out, bins, frames = sizes
+    alignment = "pytorch" if slopes[0] == 1.0 else "tensorflow"
+    fine = random_map(batch, channels, 2 * bins, 2 * frames, element)
+    coarse, skip = (random_map(batch, n, bins, frames, element) for n in (channels, skips))
+    seeds = torch.randint(-(2**31), 2**31, (batch,), dtype=torch.int32)
+    through, skip_through = random_norm(channels, slopes, seeds), random_norm(skips, slopes[::-1])
+    without_dropout = random_norm(channels, slopes)
+    fine_y, coarse_y, skip_y = (
+        training.norm_apply(x, *of_x) for x, of_x in ((fine, without_dropout), (coarse, through), (skip, skip_through))
+    )
+
+    weight, bias = scaled(out, channels, 5, 5, by=channels), torch.randn(out)
+    made = training.conv(fine, weight, bias, alignment, through=without_dropout)
+    assert torch.equal(made, training.conv(fine_y, weight, bias, alignment))
+    gradient = random_map(batch, out, bins, frames, element)
+    given = [0, out, channels], alignment
+    as_it_is, read = (None, None, (), None, ()), (without_dropout.norm, without_dropout.numbers)
+    made = training.weight_gradient(gradient, None, fine, *given, *as_it_is, *read)
+    assert torch.equal(made, training.weight_gradient(gradient, None, fine_y, *given))
+
+    for planes, n in ((False, out), (True, 3)):
+        weight, bias = scaled(skips + channels, n, 5, 5, by=channels), torch.randn(n)
+        rest = skips, weight, bias, planes, alignment
+        made = training.upconv(coarse, skip, *rest, through=through, skip_through=skip_through)
+        assert torch.equal(made, training.upconv(coarse_y, skip_y, *rest))
+        half = training.upconv(coarse, skip_y, *rest, through=through)  # a raw skip
+        assert torch.equal(half, made)
+        gradient = torch.randn(batch, n, 2 * bins, 2 * frames)
+        gradient = gradient if planes else training.to_blocks(gradient).to(element)
+        given = [skips, channels, n], alignment
+        made = training.weight_gradient(coarse, skip, gradient, *given, *through, *skip_through[::2])
+        assert torch.equal(made, training.weight_gradient(coarse_y, skip_y, gradient, *given))
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("slope", [1.0, 0.0])
+@pytest.mark.parametrize("sizes", READ.values(), ids=READ)
+def test_statistics_that_convolutions_leave(sizes, slope, element):
+    """Those of the map, before it is rounded; its deviations may be small next to its mean."""
+    batch, _, channels, out, bins, frames = sizes
+    planes, bias = torch.rand(batch, 2, 2 * bins, 2 * frames), 30 + torch.randn(out)
+    fine, coarse = (random_map(batch, channels, n * bins, n * frames, element) for n in (2, 1))
+    weight, up_weight = scaled(out, channels, 5, 5, by=channels), scaled(channels, out, 5, 5, by=channels)
+    made = {
+        "first": training.conv_for_norm(planes, weight[:, :2].contiguous(), bias, "pytorch", slope, element=element),
+        "strided": training.conv_for_norm(fine, weight, bias, "tensorflow", slope),
+        "transposed": training.upconv_for_norm(coarse, None, 0, up_weight, bias, False, "pytorch", slope),
+    }
+    for name, (y, statistics) in made.items():
+        p = F.leaky_relu(training.from_blocks(y, out).double(), slope)
+        mean, variance = p.mean((0, 2, 3)), p.var((0, 2, 3), correction=0)
+        rounding = 4 * torch.finfo(y.dtype).eps * p.abs().amax((0, 2, 3))
+        assert ((statistics[0] - mean).abs() <= rounding).all(), name
+        assert ((statistics[1].sqrt() - variance.sqrt()).abs() <= rounding).all(), name
+
+
+def test_what_can_not_be_read_through_a_norm_is_an_error():
+    through, weight = random_norm(2, (1.0, 0.2)), torch.rand(16, 2, 5, 5)
+    with pytest.raises(ValueError, match="x: got a norm to read it through, which only maps on a GPU are"):
+        training.conv(torch.rand(1, 2, 4, 4), weight, None, "pytorch", through=through)
+    with pytest.raises(ValueError, match=r"norm: got shape \[4, 2\], wants \[4, 16\]"):
+        training.upconv(torch.rand(1, 1, 2, 2, 16), None, 0, weight, None, False, "pytorch", through=through)
+    with pytest.raises(ValueError, match="planes are made, which have no statistics"):
+        training.upconv_for_norm(torch.rand(1, 1, 2, 2, 16), None, 0, weight, None, True, "pytorch", 1.0)
 
 
 @pytest.mark.parametrize("element", ELEMENTS)

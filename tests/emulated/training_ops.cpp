@@ -1,9 +1,7 @@
 // The training ops as they are on a GPU, for tensors on the CPU: with the emulated kernels, as pyunetsep_emulated::*.
-#include <torch/library.h>
-
 #include "cuda_queue.h"
 #include "training_kernels.h"
-#include "training_ops.h"
+#include "training_library.h"
 
 namespace pyunetsep {
 
@@ -12,13 +10,5 @@ const TrainingKernels& training_kernels(const at::Device&) { return training_ker
 
 }  // namespace pyunetsep
 
-TORCH_LIBRARY(pyunetsep_emulated, library) {
-  library.def("training_conv", &pyunetsep::training_conv);
-  library.def("training_upconv", &pyunetsep::training_upconv);
-  library.def("training_weight_gradient", &pyunetsep::training_weight_gradient);
-  library.def("training_channel_sums", &pyunetsep::training_channel_sums);
-  library.def("training_norm_statistics", &pyunetsep::training_norm_statistics);
-  library.def("training_norm", &pyunetsep::training_norm);
-  library.def("training_norm_sums", &pyunetsep::training_norm_sums);
-  library.def("training_norm_gradient", &pyunetsep::training_norm_gradient);
-}
+TORCH_LIBRARY(pyunetsep_emulated, library) { pyunetsep::define_training_ops(library); }
+TORCH_LIBRARY_IMPL(pyunetsep_emulated, CPU, library) { pyunetsep::implement_training_ops(library); }

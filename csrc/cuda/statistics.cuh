@@ -1,0 +1,27 @@
+// Statistics in one pass, that do not lose small deviations from a large mean: those of a few values are taken from
+// their own mean, and then joined as Chan, Golub and LeVeque do.
+#pragma once
+#include "device.cuh"
+#include "statistics.h"
+
+namespace pyunetsep::cuda {
+
+// Mean and squared distances from it.
+struct Moments {
+  float mean, squares;
+};
+
+// How the moments of so many values are joined by those of others.
+struct Joining {
+  float share, weight;
+  __device__ __forceinline__ Joining(float count, float others)
+      : share(others / fmaxf(count + others, 1.0f)), weight(count * share) {}
+
+  __device__ __forceinline__ void operator()(Moments& to, const Moments& other) const {
+    const float distance = other.mean - to.mean;
+    to.mean += distance * share;
+    to.squares += other.squares + distance * distance * weight;
+  }
+};
+
+}  // namespace pyunetsep::cuda
