@@ -20,14 +20,16 @@ void multiply_in_vectors(const TileProduct& p) {
         for (int64_t k = 0; k < p.run_count * p.run; ++k) {
           const uint16_t* a = p.a[m] + (p.runs[k / p.run] * p.run + k % p.run) * kTileSize + row * kTileDepth;
           const uint16_t* b = p.b[n] + k * kTileSize;
+          Floats of_tile = {};  // one long sum would round as often at its full size
           for (int i = 0; i < kTileDepth; i += 2) {
             Pairs columns;
             read(columns, b + i * kTileRows);
             const uint32_t bits[2] = {static_cast<uint32_t>(a[i]) << 16, static_cast<uint32_t>(a[i + 1]) << 16};
             float factors[2];
             std::memcpy(factors, bits, sizeof factors);
-            sum += factors[0] * (Floats)(columns << 16) + factors[1] * (Floats)(columns & 0xffff0000U);
+            of_tile += factors[0] * (Floats)(columns << 16) + factors[1] * (Floats)(columns & 0xffff0000U);
           }
+          sum += of_tile;
         }
         write(p.to[m][n] + row * kTileRows, sum);
       }
