@@ -54,8 +54,6 @@ TORCH_LIBRARY(pyunetsep, library) {
   pyunetsep::define_training_ops(library);
   library.def("training_head(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.def("training_head_weight_gradient(Tensor gradient, Tensor x) -> Tensor");
-  library.def("training_masked_l1(Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
-  library.def("training_masked_l1_gradient(Tensor gradient, Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
 }
 
 // One function for both devices: it chooses by the tensors it gets.
@@ -69,7 +67,7 @@ static void implement_on_both(torch::Library& library) {
   pyunetsep::implement_training_ops(library);
 }
 
-// Blocks for evaluation, and what of training is done on planes, are for the CPU alone.
+// Blocks for evaluation, and the head's training, are for the CPU alone.
 TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   implement_on_both(library);
   library.impl("encoder_block", &pyunetsep::encoder_block);
@@ -78,8 +76,6 @@ TORCH_LIBRARY_IMPL(pyunetsep, CPU, library) {
   library.impl("dilated_head", &pyunetsep::dilated_head);
   library.impl("training_head", &pyunetsep::training_head);
   library.impl("training_head_weight_gradient", &pyunetsep::training_head_weight_gradient);
-  library.impl("training_masked_l1", &pyunetsep::training_masked_l1);
-  library.impl("training_masked_l1_gradient", &pyunetsep::training_masked_l1_gradient);
 }
 
 TORCH_LIBRARY_IMPL(pyunetsep, CUDA, library) { implement_on_both(library); }

@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
@@ -119,6 +120,12 @@ std::vector<int64_t> channels_of(const Sources& sources) {
   return channels;
 }
 
+std::vector<const float*> floats_of(const Sources& sources) {
+  std::vector<const float*> maps;
+  for (const Source& source : sources) maps.push_back(source.map.const_data_ptr<float>());
+  return maps;
+}
+
 // Of the fine side, which may be planes.
 bool are_planes(const at::Tensor& fine) { return fine.dim() == 4; }
 const cpu::Bfloat16* map_or_null(const at::Tensor& fine) {
@@ -204,6 +211,13 @@ class CpuKernels final : public TrainingKernels {
     if (statistics) norm_statistics(y, *statistics);
   }
 
+  void upconv_to_planes(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        Alignment alignment, const at::Tensor& y, bool sigmoid) const override {
+    if (!is_bfloat16(x.front().map)) return float_upconv_to_planes(x, weight, bias, alignment, y, sigmoid);
+    bfloat16_upconv(x, weight, bias, alignment, y);
+    if (sigmoid) at::sigmoid_out(const_cast<at::Tensor&>(y), y);
+  }
+
   void weight_gradient(const Sources& coarse, const Source& fine, Alignment alignment,
                        const at::Tensor& gradient) const override {
     const auto kernel = is_bfloat16(coarse.front().map) ? bfloat16_weight_gradient
@@ -232,6 +246,20 @@ class CpuKernels final : public TrainingKernels {
     with_element(x, [&]<typename T>(T) { norm_kernels<T>().apply(*Arguments<T>(x, norm), mutable_data_of<T>(y)); });
   }
 
+  void masked_l1(const LossPlanes& planes, const at::Tensor& loss) const override {
+    cpu::MaskedL1 args = masked_l1_args(planes);
+    const at::Tensor scratch = at::empty({cpu::level().masked_l1_scratch_size(args.size)}, at::kDouble);
+    args.scratch = scratch.mutable_data_ptr<double>();
+    *loss.mutable_data_ptr<float>() = static_cast<float>(cpu::level().masked_l1(args));
+  }
+
+  void masked_l1_gradient(const LossPlanes& planes, const at::Tensor& of_loss,
+                          const at::Tensor& of_mask) const override {
+    const double factor = of_loss.item<double>() / static_cast<double>(of_mask.numel());
+    cpu::level().masked_l1_gradient(masked_l1_args(planes), static_cast<float>(factor),
+                                    of_mask.mutable_data_ptr<float>());
+  }
+
   bool reads_in_place(const at::Tensor& gradient) const override { return gradient[0].is_contiguous(); }
 
   void norm_sums(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient, const at::Tensor& of_weight,
@@ -252,6 +280,15 @@ class CpuKernels final : public TrainingKernels {
   }
 
  private:
+  static cpu::MaskedL1 masked_l1_args(const LossPlanes& planes) {
+    return {.mask = planes.mask.const_data_ptr<float>(),
+            .magnitude = planes.magnitude.const_data_ptr<float>(),
+            .target = planes.target.const_data_ptr<float>(),
+            .size = planes.mask.numel(),
+            .scratch = nullptr,
+            .threads = at::get_num_threads()};
+  }
+
   static void float_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                          Alignment alignment, const at::Tensor& y) {
     const Block block = block_of(weight, bias, weight.size(0));
@@ -272,18 +309,20 @@ class CpuKernels final : public TrainingKernels {
                            Alignment alignment, const at::Tensor& y) {
     const Block block = block_of(weight, bias, weight.size(1));
     const Size in = size_of(x.front().map);
-    std::vector<const float*> sources;
-    for (const Source& source : x) sources.push_back(source.map.const_data_ptr<float>());
-    if (y.dim() == 4) {
-      const OutputLayer layer(cpu::level(), block, channels_of(x), alignment, Upsampling::transposed);
-      const Scratch scratch(layer.scratch_floats(in));
-      layer.run(sources, in, output_planes(cpu::Ending::plain, y, y), scratch.data(), scratch.stride, scratch.threads);
-    } else {
-      const ConvolutionLayer layer(cpu::level(), block, channels_of(x), alignment, Upsampling::transposed, in);
-      const Scratch scratch(layer.scratch_floats(in, at::get_num_threads()));
-      layer.run(sources, {}, in, in, y.mutable_data_ptr<float>(), nullptr, scratch.data(), scratch.stride,
-                scratch.threads);
-    }
+    const ConvolutionLayer layer(cpu::level(), block, channels_of(x), alignment, Upsampling::transposed, in);
+    const Scratch scratch(layer.scratch_floats(in, at::get_num_threads()));
+    layer.run(floats_of(x), {}, in, in, y.mutable_data_ptr<float>(), nullptr, scratch.data(), scratch.stride,
+              scratch.threads);
+  }
+
+  static void float_upconv_to_planes(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                                     Alignment alignment, const at::Tensor& y, bool sigmoid) {
+    const Block block = block_of(weight, bias, weight.size(1));
+    const Size in = size_of(x.front().map);
+    const OutputLayer layer(cpu::level(), block, channels_of(x), alignment, Upsampling::transposed);
+    const Scratch scratch(layer.scratch_floats(in));
+    const cpu::OutputPlanes to = output_planes(sigmoid ? cpu::Ending::sigmoid : cpu::Ending::plain, y, y);
+    layer.run(floats_of(x), in, to, scratch.data(), scratch.stride, scratch.threads);
   }
 
   static void map_weight_gradient(const Sources& coarse, const at::Tensor& fine, Alignment alignment,

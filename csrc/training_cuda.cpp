@@ -58,19 +58,27 @@ class CudaKernels final : public TrainingKernels {
     conv.alignment = alignment;
     conv.in_channels[0] = x.channels;
     conv.out_channels = weight.size(0);
-    run(conv, {x}, weight, bias, size_of(y), y, statistics);
+    cuda::ConvolutionRun run{};
+    run.target = y.mutable_data_ptr();
+    this->run(conv, run, {x}, weight, bias, size_of(y), statistics);
   }
 
   void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Alignment alignment,
               const at::Tensor& y, const std::optional<TrainingStatistics>& statistics) const override {
-    cuda::Convolution conv{};
-    conv.element = element_of(x.front().map);
-    conv.alignment = alignment;
-    conv.upsampling = Upsampling::transposed;
-    for (size_t i = 0; i < x.size(); ++i) conv.in_channels[i] = x[i].channels;
-    conv.out_channels = weight.size(1);
-    conv.planes = y.dim() == 4;
-    run(conv, x, weight, bias, size_of(x.front().map), y, statistics);
+    const cuda::Convolution conv = upconvolution(x, weight, alignment);
+    cuda::ConvolutionRun run{};
+    run.target = y.mutable_data_ptr();
+    this->run(conv, run, x, weight, bias, size_of(x.front().map), statistics);
+  }
+
+  void upconv_to_planes(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        Alignment alignment, const at::Tensor& y, bool sigmoid) const override {
+    cuda::Convolution conv = upconvolution(x, weight, alignment);
+    conv.planes = true;
+    const cuda::Planes planes{y.mutable_data_ptr<float>(), 0, y.stride(0), y.stride(1), y.stride(2)};
+    cuda::ConvolutionRun run{};
+    run.output = {sigmoid ? cpu::Ending::sigmoid : cpu::Ending::plain, planes, planes};
+    this->run(conv, run, x, weight, bias, size_of(x.front().map), std::nullopt);
   }
 
   void weight_gradient(const Sources& coarse, const Source& fine, Alignment alignment,
@@ -143,7 +151,30 @@ class CudaKernels final : public TrainingKernels {
                         current_queue(x.device()));
   }
 
+  void masked_l1(const LossPlanes& planes, const at::Tensor& loss) const override {
+    cuda::MaskedL1Run run = masked_l1_run(planes);
+    const at::Tensor parts = bytes_like(loss, cuda::masked_l1_parts(run.size) * 8);
+    run.parts = static_cast<double*>(parts.mutable_data_ptr());
+    run.loss = loss.mutable_data_ptr<float>();
+    cuda::masked_l1(run, current_queue(loss.device()));
+  }
+
+  void masked_l1_gradient(const LossPlanes& planes, const at::Tensor& of_loss,
+                          const at::Tensor& of_mask) const override {
+    cuda::masked_l1_gradient(masked_l1_run(planes), of_loss.const_data_ptr<float>(), of_mask.mutable_data_ptr<float>(),
+                             current_queue(of_mask.device()));
+  }
+
  private:
+  static cuda::MaskedL1Run masked_l1_run(const LossPlanes& planes) {
+    return {.mask = planes.mask.const_data_ptr<float>(),
+            .magnitude = planes.magnitude.const_data_ptr<float>(),
+            .target = planes.target.const_data_ptr<float>(),
+            .size = planes.mask.numel(),
+            .parts = nullptr,
+            .loss = nullptr};
+  }
+
   static cuda::StatisticsRun statistics_run(const TrainingStatistics& statistics, const at::Tensor& parts) {
     return {static_cast<float>(statistics.inner_slope), statistics.mean.mutable_data_ptr<float>(),
             statistics.variance.mutable_data_ptr<float>(), floats_of(parts)};
@@ -200,8 +231,19 @@ class CudaKernels final : public TrainingKernels {
     cuda::input_convolution(run, queue);
   }
 
-  static void run(const cuda::Convolution& conv, const Sources& x, const at::Tensor& weight,
-                  const std::optional<at::Tensor>& bias, const Size& grid, const at::Tensor& y,
+  static cuda::Convolution upconvolution(const Sources& x, const at::Tensor& weight, Alignment alignment) {
+    cuda::Convolution conv{};
+    conv.element = element_of(x.front().map);
+    conv.alignment = alignment;
+    conv.upsampling = Upsampling::transposed;
+    for (size_t i = 0; i < x.size(); ++i) conv.in_channels[i] = x[i].channels;
+    conv.out_channels = weight.size(1);
+    return conv;
+  }
+
+  // `run` says where to.
+  static void run(const cuda::Convolution& conv, cuda::ConvolutionRun run, const Sources& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias, const Size& grid,
                   const std::optional<TrainingStatistics>& statistics) {
     const at::Tensor& first = x.front().map;
     const cuda::Queue queue = current_queue(first.device());
@@ -210,7 +252,6 @@ class CudaKernels final : public TrainingKernels {
     cuda::pack_on_device(conv, weight.const_data_ptr<float>(), conv.upsampling.has_value(), packed.mutable_data_ptr(),
                          queue);
     const at::Tensor biases = bias_of(bias, first, conv.out_channels);
-    cuda::ConvolutionRun run{};
     run.conv = &conv;
     run.packed = packed.const_data_ptr();
     run.networks = 1;
@@ -226,12 +267,6 @@ class CudaKernels final : public TrainingKernels {
     run.bias = biases.const_data_ptr<float>();
     run.slope = 1.0f;
     run.overflows = true;
-    if (conv.planes) {
-      const cuda::Planes planes{y.mutable_data_ptr<float>(), 0, y.stride(0), y.stride(1), y.stride(2)};
-      run.output = {cpu::Ending::plain, planes, planes};
-    } else {
-      run.target = y.mutable_data_ptr();
-    }
     at::Tensor parts;
     if (statistics) {
       parts = bytes_like(first, cuda::statistics_floats(run, facts) * 4);

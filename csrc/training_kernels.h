@@ -38,6 +38,11 @@ struct TrainingStatistics {
   at::Tensor mean, variance;
 };
 
+// Of the loss: of one shape, contiguous.
+struct LossPlanes {
+  at::Tensor mask, magnitude, target;
+};
+
 inline cpu::Dropout dropout_of(const TrainingNorm& norm) {
   return cpu::dropout_of(norm.seeds.defined() ? norm.seeds.const_data_ptr<int32_t>() : nullptr, norm.dropout);
 }
@@ -60,6 +65,8 @@ class TrainingKernels {
   virtual void upconv(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       Alignment alignment, const at::Tensor& y,
                       const std::optional<TrainingStatistics>& statistics) const = 0;
+  virtual void upconv_to_planes(const Sources& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                                Alignment alignment, const at::Tensor& y, bool sigmoid) const = 0;
   virtual void weight_gradient(const Sources& coarse, const Source& fine, Alignment alignment,
                                const at::Tensor& gradient) const = 0;
   virtual void channel_sums(const at::Tensor& map, const at::Tensor& sums) const = 0;
@@ -70,6 +77,9 @@ class TrainingKernels {
                          const at::Tensor& of_weight, const at::Tensor& of_bias) const = 0;
   virtual void norm_gradient(const at::Tensor& x, const TrainingNorm& norm, const at::Tensor& gradient,
                              const at::Tensor& of_weight, const at::Tensor& of_bias, const at::Tensor& of_x) const = 0;
+  virtual void masked_l1(const LossPlanes& planes, const at::Tensor& loss) const = 0;
+  virtual void masked_l1_gradient(const LossPlanes& planes, const at::Tensor& of_loss,
+                                  const at::Tensor& of_mask) const = 0;
   virtual bool reads_in_place(const at::Tensor& gradient) const = 0;  // or it must be made contiguous
 };
 

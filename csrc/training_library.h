@@ -13,7 +13,7 @@ inline void define_training_ops(torch::Library& library) {
   library.def(
       "training_upconv(Tensor x, Tensor? skip, int skip_channels, Tensor weight, Tensor? bias, bool to_planes, "
       "str alignment, Tensor? norm=None, Tensor? seeds=None, float[] numbers=[], Tensor? skip_norm=None, "
-      "float[] skip_numbers=[], float? inner_slope=None) -> (Tensor, Tensor)");
+      "float[] skip_numbers=[], float? inner_slope=None, bool sigmoid=False) -> (Tensor, Tensor)");
   library.def(
       "training_weight_gradient(Tensor coarse, Tensor? skip, Tensor fine, int[] channels, str alignment, "
       "Tensor? norm=None, Tensor? seeds=None, float[] numbers=[], Tensor? skip_norm=None, float[] skip_numbers=[], "
@@ -25,6 +25,8 @@ inline void define_training_ops(torch::Library& library) {
   library.def(
       "training_norm_gradient(Tensor gradient, Tensor sums, Tensor x, Tensor norm, Tensor? seeds, float[] numbers) -> "
       "Tensor");
+  library.def("training_masked_l1(Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
+  library.def("training_masked_l1_gradient(Tensor gradient, Tensor mask, Tensor magnitude, Tensor target) -> Tensor");
 }
 
 inline void implement_training_ops(torch::Library& library) {
@@ -36,6 +38,8 @@ inline void implement_training_ops(torch::Library& library) {
   library.impl("training_norm", &training_norm);
   library.impl("training_norm_sums", &training_norm_sums);
   library.impl("training_norm_gradient", &training_norm_gradient);
+  library.impl("training_masked_l1", &training_masked_l1);
+  library.impl("training_masked_l1_gradient", &training_masked_l1_gradient);
 }
 
 }  // namespace pyunetsep

@@ -224,7 +224,8 @@ std::tuple<at::Tensor, at::Tensor> training_upconv(
     const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels, const at::Tensor& weight,
     const std::optional<at::Tensor>& bias, bool to_planes, std::string_view alignment_name,
     const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers,
-    const std::optional<at::Tensor>& skip_norm, at::ArrayRef<double> skip_numbers, std::optional<double> inner_slope) {
+    const std::optional<at::Tensor>& skip_norm, at::ArrayRef<double> skip_numbers, std::optional<double> inner_slope,
+    bool sigmoid) {
   const Checks checks(x);
   const at::Tensor weights = checks.weight(weight);
   const Alignment alignment = alignment_of(std::string(alignment_name));
@@ -233,6 +234,7 @@ std::tuple<at::Tensor, at::Tensor> training_upconv(
                     kBlock, " channels out, where they are planes");
   TORCH_CHECK_VALUE(!to_planes || !inner_slope, "inner_slope: got ", inner_slope.value_or(0.0),
                     ", wants none where planes are made, which have no statistics");
+  TORCH_CHECK_VALUE(to_planes || !sigmoid, "sigmoid: got true, wants false where a map is made");
   TORCH_CHECK_VALUE(skip ? 0 < skip_channels && skip_channels < in_channels : skip_channels == 0, "skip_channels: got ",
                     skip_channels, skip ? ", wants fewer than all " : ", wants 0 of the ", in_channels, " channels in",
                     skip ? "" : " without a skip");
@@ -245,7 +247,11 @@ std::tuple<at::Tensor, at::Tensor> training_upconv(
                            ? at::empty({out.batch, channels, out.rows, out.columns}, x.options().dtype(at::kFloat))
                            : checks.kernels().empty_map(out, channels, x.options());
   const Statistics statistics(inner_slope, channels, x);
-  checks.kernels().upconv(sources, weights, biases, alignment, y, statistics.wanted());
+  if (to_planes) {
+    checks.kernels().upconv_to_planes(sources, weights, biases, alignment, y, sigmoid);
+  } else {
+    checks.kernels().upconv(sources, weights, biases, alignment, y, statistics.wanted());
+  }
   return {y, statistics.made()};
 }
 

@@ -30,12 +30,16 @@ std::tuple<at::Tensor, at::Tensor> training_conv(const at::Tensor& x, const at::
                                                  std::optional<at::ScalarType> element);
 
 // A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes; and statistics
-// of the map. The weight is [skip's channels and x's, out, 5, 5]; `skip_channels` of them are the skip's.
-std::tuple<at::Tensor, at::Tensor> training_upconv(
-    const at::Tensor& x, const std::optional<at::Tensor>& skip, int64_t skip_channels, const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias, bool to_planes, std::string_view alignment,
-    const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers,
-    const std::optional<at::Tensor>& skip_norm, at::ArrayRef<double> skip_numbers, std::optional<double> inner_slope);
+// of the map; or if `sigmoid`, the planes' sigmoids. The weight is [skip's channels and x's, out, 5, 5];
+// `skip_channels` of them are the skip's.
+std::tuple<at::Tensor, at::Tensor> training_upconv(const at::Tensor& x, const std::optional<at::Tensor>& skip,
+                                                   int64_t skip_channels, const at::Tensor& weight,
+                                                   const std::optional<at::Tensor>& bias, bool to_planes,
+                                                   std::string_view alignment, const std::optional<at::Tensor>& norm,
+                                                   const std::optional<at::Tensor>& seeds, at::ArrayRef<double> numbers,
+                                                   const std::optional<at::Tensor>& skip_norm,
+                                                   at::ArrayRef<double> skip_numbers, std::optional<double> inner_slope,
+                                                   bool sigmoid);
 
 // The weight's gradient of both: of the strided convolution `coarse` is its output's gradient and `fine` its input, of
 // the transposed one `coarse` is its input, behind a `skip` if there is one, and `fine` its output's gradient. The
@@ -75,7 +79,7 @@ at::Tensor training_head(const at::Tensor& x, const at::Tensor& weight, const st
 // The gradient of its weight.
 at::Tensor training_head_weight_gradient(const at::Tensor& gradient, const at::Tensor& x);
 
-// The loss, on the CPU: the mean of |mask magnitude - target|, of planes of one shape -> one element.
+// The loss: the mean of |mask magnitude - target|, of planes of one shape -> one element.
 at::Tensor training_masked_l1(const at::Tensor& mask, const at::Tensor& magnitude, const at::Tensor& target);
 
 // Of its gradient, one element: that of the mask.

@@ -15,7 +15,7 @@ from .ops import has_matrix_products, kernels_enabled, training
 
 if TYPE_CHECKING:
     from .config import UNetConfig
-    from .unet import DecoderBlock, UNet
+    from .unet import UNet
 
 
 class TogetherNorm(nn.BatchNorm2d, training.Together):
@@ -80,13 +80,19 @@ def forward(network: UNet, magnitude: Tensor) -> Tensor:
     x = _Map(magnitude)
     for encoder_block in network.encoder_blocks:
         conv, norm = encoder_block.conv, encoder_block.norm
+        bias, cancelled = _biases(conv, norm is not None and not raw_skips)
         raw, statistics = training.conv_for_norm(
-            x.values, conv.weight, conv.bias, alignment, None if norm is None else 1.0,
-            through=x.through, element=element,
-        )  # fmt: skip
+            x.values,
+            conv.weight,
+            bias,
+            alignment,
+            None if norm is None else 1.0,
+            through=x.through,
+            element=element,
+        )
         x = _Map(raw)
         if norm is not None:
-            x = _normalised(norm, raw, statistics, slope=encoder_block.leaky_slope)
+            x = _normalised(norm, raw, statistics, slope=encoder_block.leaky_slope, cancelled=cancelled)
         skips.append((_Map(raw) if raw_skips else x, conv.out_channels))
     x, _ = skips.pop()
     skip: _Map | None = None
@@ -94,28 +100,50 @@ def forward(network: UNet, magnitude: Tensor) -> Tensor:
     *others, last = network.decoder_blocks
     for decoder_block in others:
         inner_slope, slope = (1.0, 0.0) if decoder_block.norm_first else (0.0, 1.0)
-        raw, statistics = _upsampled(decoder_block, alignment, x, skip, skip_channels, inner_slope)
-        x = _finished(decoder_block, raw, statistics, inner_slope, slope)
+        bias, cancelled = _biases(decoder_block.conv, decoder_block.norm_first)
+        raw, statistics = training.upconv_for_norm(
+            x.values,
+            skip and skip.values,
+            skip_channels,
+            decoder_block.conv.weight,
+            bias,
+            alignment,
+            inner_slope,
+            through=x.through,
+            skip_through=skip and skip.through,
+        )
+        seeds, dropout = _dropout(decoder_block.dropout, raw)
+        assert decoder_block.norm is not None
+        x = _normalised(
+            decoder_block.norm,
+            raw,
+            statistics,
+            inner_slope=inner_slope,
+            slope=slope,
+            seeds=seeds,
+            dropout=dropout,
+            cancelled=cancelled,
+        )
         skip, skip_channels = skips.pop()
-    planes, _ = _upsampled(last, alignment, x, skip, skip_channels, None)
-    return torch.sigmoid(_head(network.head, last.finish(planes)))
+    plain = last.norm is None and not last.dropout.probability and isinstance(network.head, nn.Identity)
+    planes = training.upconv(
+        x.values,
+        skip and skip.values,
+        skip_channels,
+        last.conv.weight,
+        last.conv.bias,
+        True,
+        alignment,
+        through=x.through,
+        skip_through=skip and skip.through,
+        sigmoid=plain,
+    )
+    return planes if plain else torch.sigmoid(_head(network.head, last.finish(planes)))
 
 
 class _Map(NamedTuple):
     values: Tensor
     through: training.Through | None = None
-
-
-def _upsampled(
-    block: DecoderBlock, alignment: str, x: _Map, skip: _Map | None, skip_channels: int, inner_slope: float | None
-) -> tuple[Tensor, Tensor]:
-    """The block's convolution, to planes if no norm follows."""
-    skip_values, skip_through = skip or (None, None)
-    to_planes = inner_slope is None
-    return training.upconv_for_norm(
-        x.values, skip_values, skip_channels, block.conv.weight, block.conv.bias, to_planes, alignment, inner_slope,
-        through=x.through, skip_through=skip_through,
-    )  # fmt: skip
 
 
 def _head(head: nn.Module, x: Tensor) -> Tensor:
@@ -126,16 +154,16 @@ def _head(head: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _finished(block: DecoderBlock, x: Tensor, statistics: Tensor, inner_slope: float, slope: float) -> _Map:
-    """Norm, ReLU and dropout of a decoder block."""
-    assert block.norm is not None
-    seeds, dropout = None, 0.0
-    if block.dropout.training:
-        dropout = block.dropout.probability
-        seeds = block.dropout.seeds_for(x) if dropout else None
-    return _normalised(
-        block.norm, x, statistics, inner_slope=inner_slope, slope=slope, seeds=seeds, dropout=dropout
-    )  # fmt: skip
+def _biases(conv: nn.Conv2d | nn.ConvTranspose2d, cancels: bool) -> tuple[Tensor | None, Tensor | None]:
+    """What the convolution adds, and that again for the norm behind it if this cancels it and nothing else reads it."""
+    return (None if conv.bias is None else conv.bias.detach(), conv.bias) if cancels else (conv.bias, None)
+
+
+def _dropout(layer: SeededDropout, x: Tensor) -> tuple[Tensor | None, float]:
+    """The examples' seeds and the probability, where something is dropped."""
+    if not layer.training or not layer.probability:
+        return None, 0.0
+    return layer.seeds_for(x), layer.probability
 
 
 def _normalised(
@@ -147,14 +175,25 @@ def _normalised(
     slope: float = 1.0,
     seeds: Tensor | None = None,
     dropout: float = 0.0,
+    cancelled: Tensor | None = None,
 ) -> _Map:
     together = norm if isinstance(norm, TogetherNorm) else None
     if together is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"batch norm in training needs more than one value a channel, got a map of {list(x.shape)}")
     y, through, mean, variance, values = training.norm(
-        x, norm.weight, norm.bias, norm.eps, inner_slope, slope, seeds, dropout, together,
-        statistics=statistics, on_load=x.device.type in training.GPUS,
-    )  # fmt: skip
+        x,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        inner_slope,
+        slope,
+        seeds,
+        dropout,
+        together,
+        statistics=statistics,
+        on_load=x.device.type in training.GPUS,
+        cancelled=cancelled,
+    )
     assert norm.momentum is not None
     with torch.no_grad():
         for running, new in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):

@@ -98,6 +98,29 @@ def test_transposed_convolution(shape, planes, alignment, level):
     judge(y if planes else training.from_blocks(y, out), up, together, weight, bias, alignment, times=WINOGRAD)
 
 
+@ALIGNMENTS
+@pytest.mark.parametrize("shape", [SHAPES["odd"], SHAPES["whole blocks"]])
+def test_the_mask_and_its_gradients(shape, alignment, level):
+    batch, _, _, channels, bins, frames = shape
+    x, weight = torch.randn(batch, channels, bins, frames), scaled(channels, 2, 5, 5, by=channels)
+    bias, gradient = torch.randn(2), torch.randn(batch, 2, 2 * bins, 2 * frames)
+
+    def mask(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.sigmoid(up(x, weight, bias, alignment))
+
+    inputs = [tensor.requires_grad_() for tensor in (training.to_blocks(x), weight.clone(), bias.clone())]
+    made = training.upconv(inputs[0], None, 0, *inputs[1:], True, alignment, sigmoid=True)
+    judge(made.detach(), mask, x, weight, bias, times=WINOGRAD)
+    gradients = torch.autograd.grad(made, inputs, gradient)
+    for i, result in enumerate((training.from_blocks(gradients[0], channels), *gradients[1:])):
+
+        def of(x, weight, bias, gradient, i=i):
+            inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+            return torch.autograd.grad(mask(*inputs), inputs, gradient)[i]
+
+        judge(result, of, x, weight, bias, gradient, times=WINOGRAD)
+
+
 def of_weight(fine: Tensor, coarse: Tensor, alignment: str) -> Tensor:
     weight = torch.zeros(coarse.shape[1], fine.shape[1], 5, 5, dtype=fine.dtype, requires_grad=True)
     (gradient,) = torch.autograd.grad(down(fine, weight, None, alignment), weight, coarse)
@@ -373,9 +396,12 @@ def test_opcheck(alignment):
     weight, bias = torch.randn(7, 5, 5, 5, requires_grad=True), torch.randn(7, requires_grad=True)
     torch.library.opcheck(training.conv_op, (blocks[0], weight, bias, alignment))
     torch.library.opcheck(training.conv_op, (torch.randn(2, 5, 4, 6, requires_grad=True), weight, None, alignment))
+    torch.library.opcheck(training.conv_op, (blocks[0], weight, bias, alignment, None, (), 0.2))
     up_weight = torch.randn(10, 7, 5, 5, requires_grad=True)
     for to_planes in (False, True):
-        torch.library.opcheck(training.upconv_op, (*blocks, 5, up_weight, bias, to_planes, alignment))
+        given = (*blocks, 5, up_weight, bias, to_planes, alignment, *training._AS_IT_IS, None, ())
+        torch.library.opcheck(training.upconv_op, (*given, None, to_planes))
+        torch.library.opcheck(training.upconv_op, (*given, None if to_planes else 1.0, False))
     x = blocks[0].detach()
     torch.library.opcheck(training.channel_sums, (x, 5))
     torch.library.opcheck(training.norm_statistics, (x, 5, 0.2))
@@ -549,6 +575,11 @@ def test_one_value_a_channel_is_an_error():
             "fewer than 16",
         ),
         (lambda x, w: training.upconv(x, x[:, :, :2], 2, w, None, False, "pytorch"), "skip: got shape"),
+        (lambda x, w: training.upconv(x, None, 0, w, None, False, "pytorch", sigmoid=True), "sigmoid: got true"),
+        (
+            lambda x, w: training.upconv_op(x, None, 0, w, None, True, "pytorch", None, None, (), None, (), 1.0),
+            "inner_slope: got 1, wants none where planes",
+        ),
         (lambda x, w: training.weight_gradient(x, None, x, [0, 4, 4], "pytorch"), "fine: got shape .* wants twice"),
         (lambda x, w: training.weight_gradient(x, None, x, [4, 4], "pytorch"), "channels: got"),
     ],

@@ -47,5 +47,8 @@ void norm_statistics(const NormRun&, const StatisticsRun&, Queue) { unavailable(
 void norm_apply(const NormRun&, void*, Queue) { unavailable(); }
 void norm_sums(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }
 void norm_gradient(const NormRun&, const NormGradientRun&, Queue) { unavailable(); }
+int64_t masked_l1_parts(int64_t) { unavailable(); }
+void masked_l1(const MaskedL1Run&, Queue) { unavailable(); }
+void masked_l1_gradient(const MaskedL1Run&, const float*, float*, Queue) { unavailable(); }
 
 }  // namespace pyunetsep::cuda

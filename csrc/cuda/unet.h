@@ -174,6 +174,17 @@ void norm_apply(const NormRun& run, void* y, Queue queue);
 void norm_sums(const NormRun& run, const NormGradientRun& to, Queue queue);      // of_weight and of_bias
 void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue);  // of_x, of these
 
+// The loss, mean |mask magnitude - target|, and of its gradient that of the mask.
+struct MaskedL1Run {
+  const float *mask, *magnitude, *target;  // [size]
+  int64_t size;
+  double* parts;  // masked_l1_parts; neither they nor the loss are made by the gradient
+  float* loss;    // one
+};
+int64_t masked_l1_parts(int64_t size);
+void masked_l1(const MaskedL1Run& run, Queue queue);
+void masked_l1_gradient(const MaskedL1Run& run, const float* of_loss, float* of_mask, Queue queue);
+
 DeviceFacts device_facts(int device);
 
 }  // namespace pyunetsep::cuda

@@ -117,10 +117,17 @@ def upconv(
     *,
     through: Through | None = None,
     skip_through: Through | None = None,
+    sigmoid: bool = False,
 ) -> Tensor:
-    """A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes."""
-    given = x, skip, skip_channels, weight, bias, to_planes, alignment
-    return upconv_for_norm(*given, None, through=through, skip_through=skip_through)[0]
+    """A 5x5 transposed convolution of stride 2 of a map, behind a skip if there is one -> a map, or planes.
+
+    Args:
+        sigmoid: Of planes.
+    """
+    skip_norm, _, skip_numbers = skip_through or _AS_IT_IS
+    given = x, skip, skip_channels, weight, bias, to_planes, alignment, *(through or _AS_IT_IS)
+    made: Tensor = upconv_op(*given, skip_norm, skip_numbers, None, sigmoid)[0]
+    return made
 
 
 def upconv_for_norm(
@@ -129,17 +136,16 @@ def upconv_for_norm(
     skip_channels: int,
     weight: Tensor,
     bias: Tensor | None,
-    to_planes: bool,
     alignment: str,
-    inner_slope: float | None,
+    inner_slope: float,
     *,
     through: Through | None = None,
     skip_through: Through | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same, and statistics as `conv_for_norm` gives."""
+    """The same to a map, and statistics as `conv_for_norm` gives."""
     skip_norm, _, skip_numbers = skip_through or _AS_IT_IS
-    given = x, skip, skip_channels, weight, bias, to_planes, alignment
-    made: tuple[Tensor, Tensor] = upconv_op(*given, *(through or _AS_IT_IS), skip_norm, skip_numbers, inner_slope)
+    given = x, skip, skip_channels, weight, bias, False, alignment, *(through or _AS_IT_IS)
+    made: tuple[Tensor, Tensor] = upconv_op(*given, skip_norm, skip_numbers, inner_slope)
     return made
 
 
@@ -182,6 +188,7 @@ def _(
     skip_norm: Tensor | None = None,
     skip_numbers: Sequence[float] = (),
     inner_slope: float | None = None,
+    sigmoid: bool = False,
 ) -> tuple[Tensor, Tensor]:
     sizes = x.shape[0], weight.shape[1], 2 * x.shape[2], 2 * x.shape[3]
     y = weight.new_empty(sizes) if to_planes else x.new_empty(map_shape(*sizes, x.device))
@@ -283,9 +290,9 @@ torch.library.register_autograd("pyunetsep::training_conv", _conv_backward, setu
 
 
 def _upconv_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, skip, ctx.skip_channels, weight, _, _, ctx.alignment, norm, seeds, ctx.numbers, *of_skip, _ = inputs
-    skip_norm, ctx.skip_numbers = of_skip
-    ctx.save_for_backward(x, skip, weight, norm, seeds, skip_norm)
+    x, skip, ctx.skip_channels, weight, _, _, ctx.alignment, norm, seeds, ctx.numbers, *others = inputs
+    skip_norm, ctx.skip_numbers, _, sigmoid = others
+    ctx.save_for_backward(x, skip, weight, norm, seeds, skip_norm, output[0] if sigmoid else None)
     _without_gradient(ctx, output[1])
 
 
@@ -298,7 +305,9 @@ def _split(both: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
 
 
 def _upconv_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, skip, weight, norm, seeds, skip_norm = ctx.saved_tensors
+    x, skip, weight, norm, seeds, skip_norm, mask = ctx.saved_tensors
+    if mask is not None:
+        gradient = torch.ops.aten.sigmoid_backward(gradient, mask)
     needs_x, needs_skip, _, needs_weight, needs_bias, *_others = ctx.needs_input_grad
     first, channels, out = ctx.skip_channels, weight.shape[0] - ctx.skip_channels, weight.shape[1]
     of_x = of_skip = None
@@ -318,7 +327,7 @@ def _upconv_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tens
         None,
         of_weight,
         _bias_gradient(gradient, out) if needs_bias else None,
-        *[None] * 8,
+        *[None] * 9,
     )
 
 
@@ -388,6 +397,7 @@ def norm(
     *,
     statistics: Tensor | None = None,
     on_load: bool = False,
+    cancelled: Tensor | None = None,
 ) -> Normed:
     """Batch norm by the batch's own statistics between two activations, then dropout; see `Through`.
 
@@ -396,11 +406,13 @@ def norm(
     Args:
         statistics: [2, channels], mean and variance of p in this map, if they are known.
         on_load: Leaves all that to whoever reads the map.
+        cancelled: A bias that is in x: the norm takes it away with the mean, so its gradient is 0. (Of PyTorch's sums
+            over the map there is left what they were rounded by.)
     """
     if statistics is None:
         statistics = norm_statistics(x.detach(), weight.shape[0], inner_slope)
     numbers = epsilon, inner_slope, slope, dropout
-    y, of_channels, values = _Norm.apply(x, weight, bias, statistics, numbers, seeds, together, on_load)
+    y, of_channels, values = _Norm.apply(x, weight, bias, statistics, numbers, seeds, together, on_load, cancelled)
     through = Through(of_channels, seeds, numbers) if on_load else None
     return Normed(y, through, of_channels[0], of_channels[1], values)
 
@@ -417,6 +429,7 @@ class _Norm(torch.autograd.Function):
         seeds: Tensor | None,
         together: Together | None,
         on_load: bool,
+        cancelled: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | int]:
         mean, variance = statistics
         own = x.shape[0] * x.shape[2] * x.shape[3]
@@ -435,13 +448,14 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return (None,) * 8
+            return (None,) * 9
         x, of_channels, seeds = ctx.saved_tensors
         # the parameters' gradients are those of the maps here, and added up as all others are
         sums = norm_sums(gradient, x, of_channels, seeds, ctx.numbers)
         of_all = sums if ctx.together is None else ctx.together.added(sums) * ctx.share
         of_x = norm_gradient(gradient, of_all, x, of_channels, seeds, ctx.numbers)
-        return of_x, sums[0], sums[1], *[None] * 5
+        of_cancelled = sums.new_zeros(sums.shape[1]) if ctx.needs_input_grad[-1] else None
+        return of_x, sums[0], sums[1], *[None] * 5, of_cancelled
 
 
 def _no_second_gradient(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:

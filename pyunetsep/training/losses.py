@@ -20,7 +20,7 @@ def magnitude_loss(mask: Tensor, batch: Batch, stem: str) -> Tensor:
     Source: Jansson et al., ISMIR 2017, section 2.
     """
     target = batch.magnitudes[stem]
-    if mask.device.type == "cpu" and mask.dtype == torch.float32 and kernels_enabled():
+    if mask.device.type in ("cpu", "cuda") and mask.dtype == torch.float32 and kernels_enabled():
         return training.masked_l1(mask, batch.magnitude, target)
     return (mask * batch.magnitude - target).abs().mean()
 

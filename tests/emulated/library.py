@@ -94,7 +94,7 @@ def emulated_library() -> ctypes.CDLL:
 
 def emulated_training_ops() -> ctypes.CDLL:
     """Registers torch.ops.pyunetsep_emulated.training_*: the ops as they are on a GPU, for tensors on the CPU."""
-    sources = [*(CSRC / f"{name}.cpp" for name in ("training_ops", "training_cuda", "names"))]
+    sources = [*(CSRC / f"{name}.cpp" for name in ("training_ops", "training_loss", "training_cuda", "names"))]
     sources.append(EXPORTS / "training_ops.cpp")
     includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     version = f"-DBUILT_FOR={torch.__version__}"  # another torch in the same place is another library

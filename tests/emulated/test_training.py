@@ -20,8 +20,11 @@ from tests.test_training_ops import (  # noqa: F401  tests that run here once mo
     down,
     scaled,
     test_gradients_of_whatever_wants_one,
+    test_masked_l1,
+    test_masked_l1_as_an_op,
     test_norms_together_are_one_of_all,
     test_opcheck,
+    test_the_mask_and_its_gradients,
     test_what_does_not_fit_a_norm_is_an_error,
     test_what_does_not_fit_is_an_error,
     test_what_does_not_fit_statistics_is_an_error,
@@ -30,6 +33,7 @@ from tests.test_training_ops import (  # noqa: F401  tests that run here once mo
 )
 
 OPS = ("conv", "upconv", "weight_gradient", "channel_sums", "norm_statistics", "norm", "norm_sums", "norm_gradient")
+OPS += ("masked_l1", "masked_l1_gradient")
 ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -178,7 +182,7 @@ def test_statistics_that_convolutions_leave(sizes, slope, element):
     made = {
         "first": training.conv_for_norm(planes, weight[:, :2].contiguous(), bias, "pytorch", slope, element=element),
         "strided": training.conv_for_norm(fine, weight, bias, "tensorflow", slope),
-        "transposed": training.upconv_for_norm(coarse, None, 0, up_weight, bias, False, "pytorch", slope),
+        "transposed": training.upconv_for_norm(coarse, None, 0, up_weight, bias, "pytorch", slope),
     }
     for name, (y, statistics) in made.items():
         p = F.leaky_relu(training.from_blocks(y, out).double(), slope)
@@ -194,8 +198,6 @@ def test_what_can_not_be_read_through_a_norm_is_an_error():
         training.conv(torch.rand(1, 2, 4, 4), weight, None, "pytorch", through=through)
     with pytest.raises(ValueError, match=r"norm: got shape \[4, 2\], wants \[4, 16\]"):
         training.upconv(torch.rand(1, 1, 2, 2, 16), None, 0, weight, None, False, "pytorch", through=through)
-    with pytest.raises(ValueError, match="planes are made, which have no statistics"):
-        training.upconv_for_norm(torch.rand(1, 1, 2, 2, 16), None, 0, weight, None, True, "pytorch", 1.0)
 
 
 @pytest.mark.parametrize("element", ELEMENTS)

@@ -1,8 +1,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/scalar_tensor.h>
 
 #include "checks.h"
 #include "layers.h"
@@ -20,31 +18,6 @@ at::Tensor with_margins(const char* name, const at::Tensor& planes) {
                     ", wants [batch, channels, rows, columns], and none of it empty");
   return at::constant_pad_nd(planes, {cpu::kHeadMargin, cpu::kHeadMargin}).contiguous();
 }
-
-// The loss's planes, contiguous.
-struct LossPlanes {
-  at::Tensor mask, magnitude, target;
-
-  LossPlanes(const at::Tensor& mask, const at::Tensor& magnitude, const at::Tensor& target)
-      : mask(mask.contiguous()), magnitude(magnitude.contiguous()), target(target.contiguous()) {
-    check_cpu_float32("mask", mask);
-    TORCH_CHECK_VALUE(mask.numel() > 0, "mask: got shape ", mask.sizes(), ", wants some elements");
-    for (const auto& [name, planes] : {std::pair{"magnitude", &magnitude}, {"target", &target}}) {
-      check_cpu_float32(name, *planes);
-      TORCH_CHECK_VALUE(planes->sizes() == mask.sizes(), name, ": got shape ", planes->sizes(),
-                        ", wants that of the mask, ", mask.sizes());
-    }
-  }
-
-  cpu::MaskedL1 args() const {
-    return {.mask = mask.const_data_ptr<float>(),
-            .magnitude = magnitude.const_data_ptr<float>(),
-            .target = target.const_data_ptr<float>(),
-            .size = mask.numel(),
-            .scratch = nullptr,
-            .threads = at::get_num_threads()};
-  }
-};
 
 }  // namespace
 
@@ -102,25 +75,6 @@ at::Tensor training_head_weight_gradient(const at::Tensor& gradient, const at::T
   args.scratch = scratch.mutable_data_ptr<double>();
   cpu::level().dilated_head_gradient(args);
   return of_weight;
-}
-
-at::Tensor training_masked_l1(const at::Tensor& mask, const at::Tensor& magnitude, const at::Tensor& target) {
-  const LossPlanes planes(mask, magnitude, target);
-  cpu::MaskedL1 args = planes.args();
-  const at::Tensor scratch = at::empty({cpu::level().masked_l1_scratch_size(args.size)}, at::kDouble);
-  args.scratch = scratch.mutable_data_ptr<double>();
-  return at::scalar_tensor(cpu::level().masked_l1(args), mask.options());
-}
-
-at::Tensor training_masked_l1_gradient(const at::Tensor& gradient, const at::Tensor& mask, const at::Tensor& magnitude,
-                                       const at::Tensor& target) {
-  const LossPlanes planes(mask, magnitude, target);
-  check_cpu_float32("gradient", gradient);
-  TORCH_CHECK_VALUE(gradient.numel() == 1, "gradient: got shape ", gradient.sizes(), ", wants one element");
-  const at::Tensor of_mask = at::empty_like(planes.mask);
-  const double factor = gradient.item<double>() / static_cast<double>(mask.numel());
-  cpu::level().masked_l1_gradient(planes.args(), static_cast<float>(factor), of_mask.mutable_data_ptr<float>());
-  return of_mask;
 }
 
 }  // namespace pyunetsep
