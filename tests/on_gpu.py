@@ -160,6 +160,7 @@ def run_training(preset: str, precision: Any) -> None:
     import torch
 
     from pyunetsep.config import PRESETS
+    from pyunetsep.ops import training
     from pyunetsep.unet import UNet
 
     unet = PRESETS[preset].unet
@@ -168,7 +169,11 @@ def run_training(preset: str, precision: Any) -> None:
     magnitude = torch.rand(2, unet.input_channels, 128, 192, device=device)
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         mask = network(magnitude)
-    mask.float().square().mean().backward()
+    training.masked_l1(mask.float(), magnitude, magnitude).backward()
+    if device.type == "cuda":  # what a network's convolutions do themselves there
+        x = torch.rand(training.map_shape(2, 32, 8, 12, device), device=device).to(precision)
+        norm = torch.cat((training.norm_statistics(x, 32, 1.0), torch.rand(2, 32, device=device)))
+        training.norm_apply(x, norm, None, (1e-3, 1.0, 0.2, 0.0))
 
 
 def run_transforms(n_fft: int) -> None:

@@ -419,6 +419,25 @@ def test_opcheck_of_the_head():
     torch.library.opcheck(training.head_weight_gradient, (torch.randn(2, 2, 4, 6), x.detach()))
 
 
+@pytest.mark.parametrize("config", [JANSSON2017.unet, SPLEETER.unet], ids=["jansson2017", "spleeter"])
+def test_which_biases_a_norm_cancels(config):
+    """Those right before one, unless a skip goes round it: to them nothing but rounding would be a gradient."""
+    network = UNet(dataclasses.replace(config, channels=(4, 8, 4), dropout_blocks=1)).train()
+    network(torch.rand(2, config.input_channels, 16, 24)).square().sum().backward()
+    without = {
+        name
+        for name, parameter in network.named_parameters()
+        if name.endswith("bias") and not parameter.grad.count_nonzero()
+    }
+    last = len(network.decoder_blocks) - 1
+    cancelled = {
+        name
+        for name, _ in network.named_parameters()
+        if name.endswith("conv.bias") and not name.startswith(f"decoder.{last}.")
+    }
+    assert without == (cancelled if config is JANSSON2017.unet else set())
+
+
 def test_gradients_of_gradients_are_refused():
     network = UNet(dataclasses.replace(JANSSON2017.unet, channels=(4, 8), dropout_blocks=0)).train()
     parameters = list(network.parameters())
@@ -656,7 +675,8 @@ class Halves:
         return self.sums
 
 
-def test_norms_together_are_one_of_all():
+@pytest.mark.parametrize("on_load", [False, True])
+def test_norms_together_are_one_of_all(on_load):
     """What halves of a batch make of the statistics and sums of all is what the whole batch makes."""
     x, gradient = (
         training.to_blocks(torch.randn(4, 5, 6, 7)).requires_grad_(),
@@ -669,8 +689,9 @@ def test_norms_together_are_one_of_all():
     for part in (slice(0, 2), slice(2, 4)):
         half = x.detach()[part].requires_grad_()
         together = Halves(mean, variance, torch.stack(of_all[1:]))
-        y_half, *_ = training.norm(half, weight, bias, *numbers, together)
-        assert torch.equal(y_half, y[part])
+        y_half, through, *_ = training.norm(half, weight, bias, *numbers, together, on_load=on_load)
+        read = training.norm_apply(y_half.detach(), *through) if on_load else y_half
+        assert torch.equal(read, y[part])
         halves.append(torch.autograd.grad(y_half, (half, weight, bias), gradient[part]))
     torch.testing.assert_close(torch.cat([half[0] for half in halves]), of_all[0])
     for i in (1, 2):

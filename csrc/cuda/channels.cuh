@@ -74,6 +74,16 @@ __device__ __forceinline__ float in_range<Half>(float x, float largest) {
   return fminf(fmaxf(x, -largest), largest);
 }
 
+// What is left of x in a map.
+template <typename T>
+__device__ __forceinline__ float rounded(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    return widen(T{static_cast<uint16_t>(narrow_pair<T>(x, x))});
+  }
+}
+
 // A half holds at most `largest` rather than infinity, of which a mask would make NaN. In training that is infinity:
 // whoever scales losses finds out by it that the scale is too large.
 template <typename T, int kCount>

@@ -199,8 +199,9 @@ ConvolutionLaunch launch_of(const ConvolutionRun& run, const DeviceFacts& facts)
   a.out_channels = static_cast<int>(conv.planes ? conv.out_channels : padded_channels(conv.out_channels));
   a.output = run.output;
   if (run.statistics.mean) {
-    a.moments = run.statistics.parts;
-    a.counts = a.moments + int64_t{launch.tiles} * a.out_channels * 2;
+    const PartStatistics parts(run.statistics.parts, launch.tiles, a.out_channels);
+    a.moments = parts.moments;
+    a.counts = parts.counts;
     a.inner_slope = run.statistics.inner_slope;
   }
   a.partial_sums = run.partial_sums;
@@ -273,7 +274,7 @@ int64_t partial_bytes(const ConvolutionRun& run, const DeviceFacts& facts) {
 
 int64_t statistics_floats(const ConvolutionRun& run, const DeviceFacts& facts) {
   const ConvolutionLaunch launch = launch_of(run, facts);
-  return int64_t{launch.tiles} * (launch.arguments.out_channels * 2 + 1);
+  return PartStatistics::floats(launch.tiles, launch.arguments.out_channels);
 }
 
 void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queue) {
@@ -293,7 +294,7 @@ void convolution(const ConvolutionRun& run, const DeviceFacts& facts, Queue queu
       launch_dense(launch, queue);
       break;
   }
-  if (a.moments) join_statistics({a.moments, a.counts, launch.tiles, a.out_channels}, run.statistics, queue);
+  if (a.moments) join_statistics({run.statistics.parts, launch.tiles, a.out_channels}, run.statistics, queue);
 }
 
 int64_t packed_input_floats(int64_t channels, int64_t out_channels) {

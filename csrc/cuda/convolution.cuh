@@ -302,8 +302,8 @@ __device__ __forceinline__ void leave_moments(const ConvolutionArguments& a, con
         for (int i = 0; i < K::kPixelTiles; ++i) {
 #pragma unroll
           for (int side = 0; side < 2; ++side) {
-            const float x = activated(finish(from.sums[phase][i][k / 2][side * 2 + k % 2], 0), a.inner_slope);
-            if (inside[i][side]) body(x);
+            const float x = rounded<typename K::T>(finish(from.sums[phase][i][k / 2][side * 2 + k % 2], 0));
+            if (inside[i][side]) body(activated(x, a.inner_slope));
           }
         }
       }

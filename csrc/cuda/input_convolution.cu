@@ -31,8 +31,8 @@ struct Parts {
 // Leaves the statistics of the tile's values, which threads have put into shared memory. A thread takes each eighth
 // pixel of one channel.
 __device__ __forceinline__ void leave_moments(const Parts& parts, int rows, int columns, int channel, int channels,
-                                              const float* values) {
-  auto* const of_threads = reinterpret_cast<Moments*>(const_cast<float*>(values) + kPixels * kPixelPitch);
+                                              float* values) {
+  auto* const of_threads = reinterpret_cast<Moments*>(values + kPixels * kPixelPitch);
   auto* const counts = reinterpret_cast<float*>(of_threads + kThreads);
   const int k = threadIdx.x % kChannels, group = threadIdx.x / kChannels;
   const auto for_each_value = [&](auto body) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int k = 0; k < kChannels; ++k) {
         values[((row + p * kRows / kPixelRows) * kColumns + column) * kPixelPitch + k] =
-            activated(sums[p][k] + a.bias[channel + k], parts.inner_slope);
+            activated(rounded<T>(sums[p][k] + a.bias[channel + k]), parts.inner_slope);
       }
     }
     __syncthreads();
@@ -151,7 +151,7 @@ int64_t tiles_of(const InputConvolutionRun& run) {
 }  // namespace
 
 int64_t input_statistics_floats(const InputConvolutionRun& run) {
-  return tiles_of(run) * (padded_channels(run.out_channels) * 2 + 1);
+  return PartStatistics::floats(tiles_of(run), padded_channels(run.out_channels));
 }
 
 void input_convolution(const InputConvolutionRun& run, Queue queue) {
@@ -164,8 +164,8 @@ void input_convolution(const InputConvolutionRun& run, Queue queue) {
   if (run.statistics.mean) {
     if (run.networks != 1 || run.slope != 1.0f)
       throw std::invalid_argument("statistics are those of one network in training");
-    float* const moments = run.statistics.parts;
-    parts = {moments, moments + tiles * padded.out_channels * 2, run.statistics.inner_slope};
+    const PartStatistics of_tiles(run.statistics.parts, tiles, padded.out_channels);
+    parts = {of_tiles.moments, of_tiles.counts, run.statistics.inner_slope};
   }
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(run.networks * padded.out_channels / kChannels));
   const int floats = parts.moments ? std::max(kLoadedFloats, kStatisticsFloats) : kLoadedFloats;
@@ -176,7 +176,7 @@ void input_convolution(const InputConvolutionRun& run, Queue queue) {
                 parts);
   });
   if (parts.moments) {
-    join_statistics({parts.moments, parts.counts, tiles, padded.out_channels}, run.statistics, queue);
+    join_statistics({run.statistics.parts, tiles, padded.out_channels}, run.statistics, queue);
   }
 }
 

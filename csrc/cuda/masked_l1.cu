@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kLossThreads) join_loss_kernel(const MaskedL1R
 
 __global__ void __launch_bounds__(kLossThreads)
     loss_gradient_kernel(const MaskedL1Run a, const float* of_loss, float* of_mask) {
-  const float factor = static_cast<float>(*of_loss / static_cast<double>(a.size));
+  const float factor = *of_loss / static_cast<float>(a.size);
   for (int64_t i = first_item(); i < a.size; i += item_stride()) {
     const float magnitude = a.magnitude[i], apart = a.mask[i] * magnitude - a.target[i];
     of_mask[i] = apart > 0.0f ? magnitude * factor : apart < 0.0f ? -magnitude * factor : 0.0f;

@@ -4,7 +4,9 @@
 #include "statistics.cuh"
 
 // Batch norm in training, with the activation and the dropout around it, on maps [pixels, channels]: statistics, what
-// becomes of the map, and the way back. Each is one pass over the maps, the way back two. Bound by memory.
+// becomes of the map, and the way back. Each is one pass over the maps, the way back two. Bound by memory. A network
+// takes the way back alone from here: its convolutions leave the statistics and read maps through the norm, which the
+// first two, for any map, are the measure of.
 //
 // A thread owns 16 bytes of neighbouring channels, and takes every `lanes`-th pixel of its block's stretch. Sums are
 // joined in the same order each time: within a thread, then the threads of a block, then the blocks, in double
@@ -197,16 +199,21 @@ __global__ void __launch_bounds__(kNormThreads) gradient_sums_kernel(const NormR
   }
 }
 
-__global__ void join_gradients_kernel(const NormRun a, const NormGradientRun to, int64_t blocks) {
-  for (int64_t channel = first_item(); channel < a.channels; channel += item_stride()) {
-    double bias = 0, weight = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      bias += to.parts[(block * a.channels + channel) * 2];
-      weight += to.parts[(block * a.channels + channel) * 2 + 1];
-    }
-    to.of_bias[channel] = static_cast<float>(bias);
-    to.of_weight[channel] = static_cast<float>(weight);
+__global__ void __launch_bounds__(kJoinThreads)
+    join_gradients_kernel(const NormRun a, const NormGradientRun to, int64_t blocks) {
+  SHARED_MEMORY(shared);
+  auto* const sums = reinterpret_cast<double*>(shared);  // [kJoinRows, kJoinChannels]
+  const int64_t channel = int64_t{blockIdx.x} * kJoinChannels + threadIdx.x % kJoinChannels;
+  double bias = 0, weight = 0;
+  for (int64_t block = threadIdx.x / kJoinChannels; block < blocks; block += kJoinRows) {
+    bias += to.parts[(block * a.channels + channel) * 2];
+    weight += to.parts[(block * a.channels + channel) * 2 + 1];
   }
+  bias = sum_of_rows(bias, sums);
+  weight = sum_of_rows(weight, sums);
+  if (threadIdx.x >= kJoinChannels) return;
+  to.of_bias[channel] = static_cast<float>(bias);
+  to.of_weight[channel] = static_cast<float>(weight);
 }
 
 template <typename T>
@@ -238,16 +245,18 @@ dim3 grid_of(const NormRun& run, int64_t most) {
 
 }  // namespace
 
-int64_t norm_parts_floats(const NormRun& run) { return int64_t{grid_of(run, kMaxBlocks).x} * (run.channels * 2 + 1); }
+int64_t norm_parts_floats(const NormRun& run) {
+  return PartStatistics::floats(grid_of(run, kMaxBlocks).x, run.channels);
+}
 
 void norm_statistics(const NormRun& run, const StatisticsRun& to, Queue queue) {
   const dim3 grid = grid_of(run, kMaxBlocks);
-  float* const counts = to.parts + int64_t{grid.x} * run.channels * 2;
+  const PartStatistics parts(to.parts, grid.x, run.channels);
   with_element(run.element, [&]<typename T>(std::type_identity<T>) {
     constexpr int kBytes = kCount<T> * kNormThreads * static_cast<int>(sizeof(Moments));
-    CUDA_LAUNCH((statistics_kernel<T>), grid, kNormThreads, kBytes, queue, run, to.parts, counts);
+    CUDA_LAUNCH((statistics_kernel<T>), grid, kNormThreads, kBytes, queue, run, parts.moments, parts.counts);
   });
-  join_statistics({to.parts, counts, int64_t{grid.x}, run.channels}, to, queue);
+  join_statistics(parts, to, queue);
 }
 
 void norm_apply(const NormRun& run, void* y, Queue queue) {
@@ -262,7 +271,8 @@ void norm_sums(const NormRun& run, const NormGradientRun& to, Queue queue) {
     constexpr int kBytes = 2 * kCount<T> * kNormThreads * static_cast<int>(sizeof(float));
     CUDA_LAUNCH((gradient_sums_kernel<T>), grid, kNormThreads, kBytes, queue, run, to);
   });
-  CUDA_LAUNCH(join_gradients_kernel, blocks_for(run.channels, 32, 1024), 32, 0, queue, run, to, int64_t{grid.x});
+  CUDA_LAUNCH(join_gradients_kernel, static_cast<unsigned>(run.channels / kJoinChannels), kJoinThreads, kJoinBytes,
+              queue, run, to, int64_t{grid.x});
 }
 
 void norm_gradient(const NormRun& run, const NormGradientRun& to, Queue queue) {

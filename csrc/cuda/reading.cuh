@@ -35,8 +35,6 @@ class Reader {
     const int at = first + channel;
     load_floats(reading.weight + at, scale_);
     load_floats(reading.bias + at, bias_);
-#pragma unroll
-    for (int c = 0; c < kCount; ++c) mean_[c] = 0.0f, inverse_deviation_[c] = 1.0f;
     if (reading.mean) {
       load_floats(reading.mean + at, mean_);
       load_floats(reading.variance + at, inverse_deviation_);

@@ -1,55 +1,60 @@
 #include "statistics.cuh"
 
-// A block joins the parts of 16 channels, a thread every 32nd part of one: the mean first and then the distances from
-// it, in double precision and always in the same order.
+// A block joins parts of 16 channels, a thread every 32nd part of one: the mean first and then the distances from it,
+// in double precision and always in the same order.
 
 namespace pyunetsep::cuda {
 namespace {
 
-constexpr int kChannels = static_cast<int>(kChannelUnit), kRows = 32, kJoinThreads = kChannels * kRows;
-
-// The sum over the block's threads of one channel, for each of them.
-__device__ __forceinline__ double sum_of_rows(double own, double* sums) {
-  __syncthreads();  // all have read what was there
-  sums[threadIdx.x] = own;
-  __syncthreads();
-  double sum = 0;
-  for (int row = 0; row < kRows; ++row) sum += sums[row * kChannels + threadIdx.x % kChannels];
-  return sum;
-}
-
-__global__ void __launch_bounds__(kJoinThreads) join_kernel(const PartStatistics from, const StatisticsRun to) {
+// Joins parts to as many stretches as there are rows of blocks, behind the parts; or all to the map's statistics.
+__global__ void __launch_bounds__(kJoinThreads)
+    join_kernel(const PartStatistics from, int64_t first_part, int64_t parts, bool to_stretches, StatisticsRun to) {
   SHARED_MEMORY(shared);
-  auto* const sums = reinterpret_cast<double*>(shared);  // [kRows, kChannels]
-  const int64_t channel = int64_t{blockIdx.x} * kChannels + threadIdx.x % kChannels;
+  auto* const sums = reinterpret_cast<double*>(shared);  // [kJoinRows, kJoinChannels]
+  const int64_t channel = int64_t{blockIdx.x} * kJoinChannels + threadIdx.x % kJoinChannels;
+  const int64_t first = first_part + parts * blockIdx.y / gridDim.y + threadIdx.x / kJoinChannels;
+  const int64_t last = first_part + parts * (blockIdx.y + 1) / gridDim.y;
   const auto moments = [&](int64_t part) {
     const uint2 two = load8(from.moments + (part * from.channels + channel) * 2);
     return Moments{__uint_as_float(two.x), __uint_as_float(two.y)};
   };
   double count = 0, sum = 0;
-  for (int64_t part = threadIdx.x / kChannels; part < from.parts; part += kRows) {
+  for (int64_t part = first; part < last; part += kJoinRows) {
     count += from.counts[part];
     sum += static_cast<double>(from.counts[part]) * moments(part).mean;
   }
   count = sum_of_rows(count, sums);
   const double mean = sum_of_rows(sum, sums) / count;
   double squares = 0;
-  for (int64_t part = threadIdx.x / kChannels; part < from.parts; part += kRows) {
+  for (int64_t part = first; part < last; part += kJoinRows) {
     const Moments of_part = moments(part);
     const double distance = of_part.mean - mean;
     squares += of_part.squares + from.counts[part] * distance * distance;
   }
   squares = sum_of_rows(squares, sums);
-  if (threadIdx.x >= kChannels) return;
-  to.mean[channel] = static_cast<float>(mean);
-  to.variance[channel] = static_cast<float>(squares / count);
+  if (threadIdx.x >= kJoinChannels) return;
+  if (to_stretches) {
+    const int64_t stretch = from.parts + blockIdx.y;
+    store8(from.moments + (stretch * from.channels + channel) * 2,
+           make_uint2(__float_as_uint(static_cast<float>(mean)), __float_as_uint(static_cast<float>(squares))));
+    if (channel == 0) from.counts[stretch] = static_cast<float>(count);
+  } else {
+    to.mean[channel] = static_cast<float>(mean);
+    to.variance[channel] = static_cast<float>(squares / count);
+  }
 }
 
 }  // namespace
 
 void join_statistics(const PartStatistics& from, const StatisticsRun& to, Queue queue) {
-  constexpr int kBytes = kJoinThreads * static_cast<int>(sizeof(double));
-  CUDA_LAUNCH(join_kernel, static_cast<unsigned>(from.channels / kChannels), kJoinThreads, kBytes, queue, from, to);
+  const auto blocks = static_cast<unsigned>(from.channels / kJoinChannels);
+  const int64_t stretches = Stretches(from.parts).count;
+  if (stretches > 0) {
+    const dim3 grid(blocks, static_cast<unsigned>(stretches));
+    CUDA_LAUNCH(join_kernel, grid, kJoinThreads, kJoinBytes, queue, from, int64_t{0}, from.parts, true, to);
+  }
+  CUDA_LAUNCH(join_kernel, blocks, kJoinThreads, kJoinBytes, queue, from, stretches > 0 ? from.parts : 0,
+              stretches > 0 ? stretches : from.parts, false, to);
 }
 
 }  // namespace pyunetsep::cuda

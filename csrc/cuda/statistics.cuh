@@ -24,4 +24,18 @@ struct Joining {
   }
 };
 
+// How kernels cut the joining of blocks' sums: a thread takes every kJoinRows-th part of one of the block's channels.
+constexpr int kJoinChannels = static_cast<int>(kChannelUnit), kJoinRows = 32, kJoinThreads = kJoinChannels * kJoinRows;
+constexpr int kJoinBytes = kJoinThreads * static_cast<int>(sizeof(double));  // of shared memory
+
+// The sum of one channel over the block's threads, for each of them.
+__device__ __forceinline__ double sum_of_rows(double own, double* sums) {
+  __syncthreads();  // all have read what was there
+  sums[threadIdx.x] = own;
+  __syncthreads();
+  double sum = 0;
+  for (int row = 0; row < kJoinRows; ++row) sum += sums[row * kJoinChannels + threadIdx.x % kJoinChannels];
+  return sum;
+}
+
 }  // namespace pyunetsep::cuda

@@ -85,7 +85,7 @@ struct ConvolutionRun {
   void* target;              // a map, or ...
   Output output;             // ... of Convolution::planes
   StatisticsRun statistics;  // of a map of one network
-  // Few pixels make few blocks: then several share a sum. See split_bytes.
+  // Few pixels make few blocks: then several share a sum. See partial_bytes.
   float* partial_sums;
   uint32_t* arrivals;  // kMaxArrivals zeros, which are zeros again afterwards
 };

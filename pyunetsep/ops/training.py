@@ -77,6 +77,13 @@ class Through(NamedTuple):
 _AS_IT_IS = (None, None, ())
 
 
+def _without_dropout(through: Through | None) -> tuple[Tensor | None, Sequence[float]]:
+    """As what encoder blocks make is read, there being no dropout in them."""
+    norm, seeds, numbers = through or _AS_IT_IS
+    assert seeds is None, "only x of a transposed convolution is read through dropout"
+    return norm, numbers
+
+
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -101,7 +108,7 @@ def conv_for_norm(
     element: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same, and mean and variance [2, channels] of max(y, inner_slope y), if there is an inner_slope."""
-    norm, _, numbers = through or _AS_IT_IS  # only behind a skip is there dropout
+    norm, numbers = _without_dropout(through)
     made: tuple[Tensor, Tensor] = conv_op(x, weight, bias, alignment, norm, numbers, inner_slope, element=element)
     return made
 
@@ -124,7 +131,7 @@ def upconv(
     Args:
         sigmoid: Of planes.
     """
-    skip_norm, _, skip_numbers = skip_through or _AS_IT_IS
+    skip_norm, skip_numbers = _without_dropout(skip_through)
     given = x, skip, skip_channels, weight, bias, to_planes, alignment, *(through or _AS_IT_IS)
     made: Tensor = upconv_op(*given, skip_norm, skip_numbers, None, sigmoid)[0]
     return made
@@ -143,7 +150,7 @@ def upconv_for_norm(
     skip_through: Through | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same to a map, and statistics as `conv_for_norm` gives."""
-    skip_norm, _, skip_numbers = skip_through or _AS_IT_IS
+    skip_norm, skip_numbers = _without_dropout(skip_through)
     given = x, skip, skip_channels, weight, bias, False, alignment, *(through or _AS_IT_IS)
     made: tuple[Tensor, Tensor] = upconv_op(*given, skip_norm, skip_numbers, inner_slope)
     return made

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/network.h"
+#include "cuda/statistics.h"
 #include "exports.h"
 
 using exports::kQueue, exports::message_of;
@@ -298,6 +299,19 @@ const char* weight_gradient(const void* coarse, const void* fine, float* gradien
     run.partial_sums = sums.data();
     (planes ? pyunetsep::cuda::plane_weight_gradient : pyunetsep::cuda::weight_gradient)(run, facts, kQueue);
     sums.check();
+  });
+}
+
+// moments [parts, channels, 2] and counts [parts], as blocks leave them.
+const char* join_statistics(const float* moments, const float* counts, float* mean, float* variance, int64_t parts,
+                            int64_t channels) {
+  return message_of([=] {
+    PartialSums memory(PartStatistics::floats(parts, channels) * 4);
+    const PartStatistics of_parts(memory.data(), parts, channels);
+    std::copy_n(moments, parts * channels * 2, of_parts.moments);
+    std::copy_n(counts, parts, of_parts.counts);
+    pyunetsep::cuda::join_statistics(of_parts, {1.0f, mean, variance, memory.data()}, kQueue);
+    memory.check();
   });
 }
 

@@ -30,6 +30,7 @@ FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fPIC", "-
 FLAGS += ["-Wno-unknown-pragmas", "-fno-strict-aliasing"]
 EMULATION = ["-DPYUNETSEP_EMULATION", "-fsanitize=bounds", "-fno-sanitize-recover=bounds"]  # see emulation.cpp's end
 GUARD = 64  # elements before and after each array
+ORDERS = tuple(itertools.product((0, 1), repeat=2))  # of threads and of copies
 
 Number = int | float
 
@@ -95,7 +96,7 @@ def emulated_library() -> ctypes.CDLL:
 def emulated_training_ops() -> ctypes.CDLL:
     """Registers torch.ops.pyunetsep_emulated.training_*: the ops as they are on a GPU, for tensors on the CPU."""
     sources = [*(CSRC / f"{name}.cpp" for name in ("training_ops", "training_loss", "training_cuda", "names"))]
-    sources.append(EXPORTS / "training_ops.cpp")
+    sources += [EXPORTS / "training_ops.cpp", EXPORTS / "exports_emulation.cpp"]
     includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     version = f"-DBUILT_FOR={torch.__version__}"  # another torch in the same place is another library
     ours = compile_objects(sources, *EMULATION, *includes, version)
@@ -135,7 +136,7 @@ class Emulated:
         inputs: Iterable[Tensor | None],
         outputs: Iterable[tuple[tuple[int, ...], torch.dtype]],
         *numbers: Number,
-        orders: Iterable[tuple[int, int]] = tuple(itertools.product((0, 1), repeat=2)),
+        orders: Iterable[tuple[int, int]] = ORDERS,
     ) -> list[Tensor]:
         """Calls name(*inputs, *outputs, *numbers) in each order of threads and of copies.
 

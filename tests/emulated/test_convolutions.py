@@ -418,6 +418,20 @@ def test_norm(sizes, element, emulated):
         judge(result, lambda *x, i=i: block(*x)[i], x, weight, bias, gradient, times=4)
 
 
+@pytest.mark.parametrize(("parts", "channels"), [(1, 16), (33, 32), (512, 16), (513, 48), (9000, 16)])
+def test_statistics_of_many_parts(parts, channels, emulated):
+    means, squares = 20 + torch.randn(parts, channels).double(), torch.rand(parts, channels).double()
+    counts = torch.randint(1, 300, (parts,)).double()
+    moments = torch.stack((means, squares), -1).float()
+    outputs = [((channels,), torch.float32)] * 2
+    mean, variance = emulated.run("join_statistics", [moments, counts.float()], outputs, parts, channels)
+    means, squares = moments.double().unbind(-1)
+    true_mean = (counts[:, None] * means).sum(0) / counts.sum()
+    true_squares = (squares + counts[:, None] * (means - true_mean).square()).sum(0)
+    torch.testing.assert_close(mean.double(), true_mean, rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance.double(), true_squares / counts.sum(), rtol=1e-6, atol=1e-12)
+
+
 def test_a_gradient_that_overflows_is_not_finite(emulated):
     """Or whoever scales the loss would not find out."""
     x, gradient = torch.randn(1, 8, 16).half(), torch.full((1, 8, 16), 60_000.0).half()

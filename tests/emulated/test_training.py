@@ -1,9 +1,10 @@
 """The training ops of a GPU, on the host: tensors, autograd and whole networks over the emulated CUDA kernels."""
 
 import contextlib
+import ctypes
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from pyunetsep import unet_training
 from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.ops import training
 from pyunetsep.unet import UNet
-from tests.emulated.library import emulated_training_ops
+from tests.emulated.library import ORDERS, emulated_training_ops
+from tests.judge import judge
 from tests.learning import check_learning, relative
 from tests.test_training_ops import (  # noqa: F401  tests that run here once more, on the emulated GPU
     down,
@@ -29,6 +31,7 @@ from tests.test_training_ops import (  # noqa: F401  tests that run here once mo
     test_what_does_not_fit_is_an_error,
     test_what_does_not_fit_statistics_is_an_error,
     test_what_does_not_fit_the_gradient_of_a_norm_is_an_error,
+    test_which_biases_a_norm_cancels,
     up,
 )
 
@@ -38,8 +41,8 @@ ELEMENTS = [torch.float16, torch.bfloat16, torch.float32]
 
 
 @pytest.fixture(scope="session")
-def emulated_ops(compiler: None) -> None:
-    emulated_training_ops()
+def emulated_ops(compiler: None) -> ctypes.CDLL:
+    return emulated_training_ops()
 
 
 @contextlib.contextmanager
@@ -60,8 +63,25 @@ def routed() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def on_emulated_gpu(emulated_ops, monkeypatch):
     monkeypatch.setattr(training, "GPUS", {"cpu", "cuda"})
+    emulated_ops.set_order(0, 0)
     with routed():
         yield
+
+
+@pytest.fixture
+def in_each_order(emulated_ops) -> Callable[[Callable[[], Iterable[Tensor]]], list[Tensor]]:
+    """Computes tensors in each order of threads and of copies, which must not show in them."""
+
+    def computed(compute: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
+        results = []
+        for order in ORDERS:
+            emulated_ops.set_order(*order)
+            results.append(list(compute()))
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+        return results[0]
+
+    return computed
 
 
 def test_the_ops_are_those_of_a_gpu():
@@ -135,7 +155,7 @@ READ = {  # batch, channels of a skip, of the map and out, bins and frames of th
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("slopes", SLOPES)
 @pytest.mark.parametrize("sizes", READ.values(), ids=READ)
-def test_a_map_read_through_its_norm_is_what_the_norm_makes(sizes, slopes, element):
+def test_a_map_read_through_its_norm_is_what_the_norm_makes(sizes, slopes, element, in_each_order):
     batch, skips, channels, out, bins, frames = sizes
     alignment = "pytorch" if slopes[0] == 1.0 else "tensorflow"
     fine = random_map(batch, channels, 2 * bins, 2 * frames, element)
@@ -148,48 +168,56 @@ def test_a_map_read_through_its_norm_is_what_the_norm_makes(sizes, slopes, eleme
     )
 
     weight, bias = scaled(out, channels, 5, 5, by=channels), torch.randn(out)
-    made = training.conv(fine, weight, bias, alignment, through=without_dropout)
-    assert torch.equal(made, training.conv(fine_y, weight, bias, alignment))
     gradient = random_map(batch, out, bins, frames, element)
     given = [0, out, channels], alignment
     as_it_is, read = (None, None, (), None, ()), (without_dropout.norm, without_dropout.numbers)
-    made = training.weight_gradient(gradient, None, fine, *given, *as_it_is, *read)
-    assert torch.equal(made, training.weight_gradient(gradient, None, fine_y, *given))
+    made = in_each_order(
+        lambda: (
+            training.conv(fine, weight, bias, alignment, through=without_dropout),
+            training.weight_gradient(gradient, None, fine, *given, *as_it_is, *read),
+        )
+    )
+    assert torch.equal(made[0], training.conv(fine_y, weight, bias, alignment))
+    assert torch.equal(made[1], training.weight_gradient(gradient, None, fine_y, *given))
 
     for planes, n in ((False, out), (True, 3)):
         weight, bias = scaled(skips + channels, n, 5, 5, by=channels), torch.randn(n)
-        rest = skips, weight, bias, planes, alignment
-        made = training.upconv(coarse, skip, *rest, through=through, skip_through=skip_through)
-        assert torch.equal(made, training.upconv(coarse_y, skip_y, *rest))
-        half = training.upconv(coarse, skip_y, *rest, through=through)  # a raw skip
-        assert torch.equal(half, made)
         gradient = torch.randn(batch, n, 2 * bins, 2 * frames)
         gradient = gradient if planes else training.to_blocks(gradient).to(element)
-        given = [skips, channels, n], alignment
-        made = training.weight_gradient(coarse, skip, gradient, *given, *through, *skip_through[::2])
-        assert torch.equal(made, training.weight_gradient(coarse_y, skip_y, gradient, *given))
+        rest, given = (skips, weight, bias, planes, alignment), ([skips, channels, n], alignment)
+
+        def results(rest=rest, given=given, gradient=gradient):
+            return (
+                training.upconv(coarse, skip, *rest, through=through, skip_through=skip_through),
+                training.weight_gradient(coarse, skip, gradient, *given, *through, *skip_through[::2]),
+            )
+
+        made = in_each_order(results)
+        assert torch.equal(made[0], training.upconv(coarse_y, skip_y, *rest))
+        assert torch.equal(made[0], training.upconv(coarse, skip_y, *rest, through=through))  # as of a raw skip
+        assert torch.equal(made[1], training.weight_gradient(coarse_y, skip_y, gradient, *given))
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("slope", [1.0, 0.0])
 @pytest.mark.parametrize("sizes", READ.values(), ids=READ)
-def test_statistics_that_convolutions_leave(sizes, slope, element):
-    """Those of the map, before it is rounded; its deviations may be small next to its mean."""
+def test_statistics_that_convolutions_leave(sizes, slope, element, in_each_order):
+    """Those of the map, though its deviations are small next to its mean."""
     batch, _, channels, out, bins, frames = sizes
     planes, bias = torch.rand(batch, 2, 2 * bins, 2 * frames), 30 + torch.randn(out)
     fine, coarse = (random_map(batch, channels, n * bins, n * frames, element) for n in (2, 1))
     weight, up_weight = scaled(out, channels, 5, 5, by=channels), scaled(channels, out, 5, 5, by=channels)
-    made = {
-        "first": training.conv_for_norm(planes, weight[:, :2].contiguous(), bias, "pytorch", slope, element=element),
-        "strided": training.conv_for_norm(fine, weight, bias, "tensorflow", slope),
-        "transposed": training.upconv_for_norm(coarse, None, 0, up_weight, bias, "pytorch", slope),
+    convolutions = {
+        "first": lambda: training.conv_for_norm(planes, weight[:, :2], bias, "pytorch", slope, element=element),
+        "strided": lambda: training.conv_for_norm(fine, weight, bias, "tensorflow", slope),
+        "transposed": lambda: training.upconv_for_norm(coarse, None, 0, up_weight, bias, "pytorch", slope),
     }
-    for name, (y, statistics) in made.items():
+    for name, convolution in convolutions.items():
+        y, statistics = in_each_order(convolution)
         p = F.leaky_relu(training.from_blocks(y, out).double(), slope)
-        mean, variance = p.mean((0, 2, 3)), p.var((0, 2, 3), correction=0)
-        rounding = 4 * torch.finfo(y.dtype).eps * p.abs().amax((0, 2, 3))
-        assert ((statistics[0] - mean).abs() <= rounding).all(), name
-        assert ((statistics[1].sqrt() - variance.sqrt()).abs() <= rounding).all(), name
+        rounding = 4 * torch.finfo(torch.float32).eps * p.abs().amax((0, 2, 3))
+        assert ((statistics[0] - p.mean((0, 2, 3))).abs() <= rounding).all(), name
+        assert ((statistics[1].sqrt() - p.std((0, 2, 3), correction=0)).abs() <= rounding).all(), name
 
 
 def test_what_can_not_be_read_through_a_norm_is_an_error():
@@ -198,6 +226,17 @@ def test_what_can_not_be_read_through_a_norm_is_an_error():
         training.conv(torch.rand(1, 2, 4, 4), weight, None, "pytorch", through=through)
     with pytest.raises(ValueError, match=r"norm: got shape \[4, 2\], wants \[4, 16\]"):
         training.upconv(torch.rand(1, 1, 2, 2, 16), None, 0, weight, None, False, "pytorch", through=through)
+
+
+def test_the_loss_in_each_order(in_each_order):
+    mask, magnitude, target = torch.rand(3, 70_000)
+    made = in_each_order(
+        lambda: (
+            training.masked_l1(mask, magnitude, target),
+            training.masked_l1_gradient(torch.tensor(3.0), mask, magnitude, target),
+        )
+    )
+    judge(made[0], lambda *x: (x[0] * x[1] - x[2]).abs().mean(), mask, magnitude, target)
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
