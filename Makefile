@@ -35,8 +35,9 @@ install: $(STAMP) ## make .venv with torch, the package (editable) and all tools
 demo: $(STAMP) ## separate SONG (or a built-in example) and say where the stems are
 	$(BIN)/python examples/demo.py $${SONG:+"$$SONG"}
 
+# Most tests keep one processor busy, so several run at a time, the tests of a file in one process.
 test: $(STAMP) ## run the tests, but for the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 train-smoke: $(STAMP) ## train 200 steps on songs that are made by formulas: the loss must fall (half a minute)
 	$(BIN)/python -m pytest -s tests/test_training_run.py -k smoke

@@ -14,9 +14,26 @@ namespace {
 constexpr int kParts = kBlock / kLanes;  // vectors a block of channels
 constexpr int64_t kStretch = 512;        // pixels: two maps of them lie in the first or second cache level
 
-// Sums that are kept of one: shorter ones lose less to rounding, and need not wait for each other.
+// Sums that are kept of one, and of how many pixels: shorter ones lose less to rounding, and the first need not wait
+// for each other.
 constexpr int kAtOnce = 4;
+constexpr int64_t kRun = 128;
 inline Vec sum(const Vec (&parts)[kAtOnce]) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
+
+// Adds up `Sums` vectors of each pixel, which add(pixel, sums) adds to an array of so many.
+template <int Sums, typename Add>
+void sum_up(int64_t pixels, Vec* sums, const Add& add) {
+  for (int k = 0; k < Sums; ++k) sums[k] = Vec{};
+  for (int64_t begin = 0; begin < pixels; begin += kRun) {
+    Vec of_run[Sums][kAtOnce] = {};
+    for (int64_t i = begin; i < min(pixels, begin + kRun); ++i) {
+      Vec values[Sums];
+      add(i, values);
+      for (int k = 0; k < Sums; ++k) of_run[k][i % kAtOnce] += values[k];
+    }
+    for (int k = 0; k < Sums; ++k) sums[k] += sum(of_run[k]);
+  }
+}
 
 // A stretch of a map, and where its block's channels begin among the map's parameters.
 struct Stretch {
@@ -165,15 +182,11 @@ template <bool Drops, typename T>
 void sum_gradients(const Normalisation<T>& a, const NormGradient<T>& to) {
   for_each_stretch<2>(a, to.scratch, [&](const Stretch& stretch, int part, Vec* sums) {
     const Backward<Drops, T> backward(a, to, stretch, part);
-    Vec of_bias[kAtOnce] = {}, of_weight[kAtOnce] = {};
-    for (int64_t i = 0; i < stretch.pixels; ++i) {
-      Vec of_z, normal;
-      backward(i, of_z, normal);
-      of_bias[i % kAtOnce] += of_z;
-      of_weight[i % kAtOnce] += of_z * normal;
-    }
-    sums[0] = sum(of_bias);
-    sums[1] = sum(of_weight);
+    sum_up<2>(stretch.pixels, sums, [&](int64_t i, Vec* of_pixel) {
+      Vec normal;
+      backward(i, of_pixel[0], normal);
+      of_pixel[1] = of_pixel[0] * normal;
+    });
   });
   const int64_t channels = Stretches(a).blocks * kBlock;
   double* const bias = to.scratch + 2 * Stretches(a).count * kBlock;
@@ -222,15 +235,14 @@ void norm_statistics(const Normalisation<T>& a, const NormStatistics& to) {
   // Each stretch's mean, and the squares of the distances from it: no difference of large sums.
   for_each_stretch<2>(a, to.scratch, [&](const Stretch& stretch, int part, Vec* sums) {
     const T* x = a.x + stretch.at + part * kLanes;
-    Vec values[kAtOnce] = {}, squares[kAtOnce] = {};
-    for (int64_t i = 0; i < stretch.pixels; ++i) values[i % kAtOnce] += activated(load(x + i * kBlock), inner_slope);
-    const Vec mean = sum(values) / static_cast<float>(stretch.pixels);
-    for (int64_t i = 0; i < stretch.pixels; ++i) {
-      const Vec distance = activated(load(x + i * kBlock), inner_slope) - mean;
-      squares[i % kAtOnce] += distance * distance;
-    }
+    const auto value = [&](int64_t i) { return activated(load(x + i * kBlock), inner_slope); };
+    sum_up<1>(stretch.pixels, sums, [&](int64_t i, Vec* of_pixel) { *of_pixel = value(i); });
+    const Vec mean = sums[0] / static_cast<float>(stretch.pixels);
+    sum_up<1>(stretch.pixels, sums + 1, [&](int64_t i, Vec* of_pixel) {
+      const Vec distance = value(i) - mean;
+      *of_pixel = distance * distance;
+    });
     sums[0] = mean;
-    sums[1] = sum(squares);
   });
   // Joined pair by pair, after Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
   // Sample Variances", 1979.
@@ -256,9 +268,7 @@ template <typename T>
 void channel_sums(const Normalisation<T>& a, float* to, double* scratch) {
   for_each_stretch<1>(a, scratch, [&](const Stretch& stretch, int part, Vec* sums) {
     const T* x = a.x + stretch.at + part * kLanes;
-    Vec values[kAtOnce] = {};
-    for (int64_t i = 0; i < stretch.pixels; ++i) values[i % kAtOnce] += load(x + i * kBlock);
-    sums[0] = sum(values);
+    sum_up<1>(stretch.pixels, sums, [&](int64_t i, Vec* of_pixel) { *of_pixel = load(x + i * kBlock); });
   });
   const int64_t channels = Stretches(a).blocks * kBlock;
   double* const sums = scratch + Stretches(a).count * kBlock;

@@ -3,6 +3,7 @@
 Shows indexing, bounds, barriers and arithmetic; not speed, and no races between blocks.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,8 +67,18 @@ def compile_objects(sources: Iterable[Path], *flags: str) -> list[Path]:
         return build(BUILD / f"{source.name}-{key}.o", *FLAGS, f"-I{CSRC}", *flags, "-c", "-x", "c++", source)
 
     BUILD.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with alone(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compile_one, sources))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While tests run in several processes, one compiles, and the others find what it has made."""
+    import fcntl  # not on Windows, where nothing is compiled
+
+    with open(BUILD / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def link(objects: Iterable[Path], *options: str) -> ctypes.CDLL:
