@@ -261,3 +261,30 @@ def test_a_network_trains_as_in_plain_pytorch(config, channels, alignment, eleme
         yield
 
     check_learning(network, torch.rand(2, config.input_channels, 16, 24), element, with_kernels)
+
+
+@pytest.mark.parametrize("element", ELEMENTS[1:])
+@pytest.mark.parametrize("config", [JANSSON2017.unet, SPLEETER.unet], ids=["jansson2017", "spleeter"])
+def test_the_way_back_needs_at_most_half_of_what_plain_pytorch_keeps(config, element, monkeypatch):
+    network = UNet(dataclasses.replace(config, channels=(16, 32, 64), dropout_blocks=2)).train()
+    magnitude = torch.rand(2, config.input_channels, 32, 32)
+
+    def kept_bytes(kernels: bool) -> int:
+        kept = {}  # by where they begin; tensors, so that nothing else can come to lie there
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        monkeypatch.setattr(unet_training, "_element_of_maps", lambda device: element if kernels else None)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", element, enabled=element != torch.float32),
+        ):
+            mask = network(magnitude)
+        mask.float().sum().backward()
+        of_network = {tensor.untyped_storage().data_ptr() for tensor in (magnitude, *network.parameters())}
+        return sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in of_network)
+
+    made, own = kept_bytes(True), kept_bytes(False)
+    assert made <= own / 2, (made, own)
