@@ -6,8 +6,8 @@ A step is all of it: examples are drawn and augmented, transformed, and pushed f
 networks; the optimiser and the average of the weights follow. The rivals are the same by PyTorch's own means:
 torch.stft, nn.Dropout and Adam on the same waves, as one would write it first (float32, default layout), and as one
 would make it faster: channels last and a fused optimiser, then autocast, then compiled. Ours is in bfloat16 too on
-CPUs that multiply matrices of it. On a GPU each rival is also a CUDA graph: the step from the magnitudes on, or
-torch.compile's "reduce-overhead". All take turns in one process. Memory is the peak above what was there before, on a
+CPUs that multiply matrices of it, and PyTorch on those that have instructions for it. On a GPU each rival is also a
+CUDA graph: the step from the magnitudes on, or torch.compile's "reduce-overhead". All take turns in one process. Memory is the peak above what was there before, on a
 CPU that of a process of its own; whom it does not suffice for is left out. The share of the peak counts the
 multiply-adds of the convolutions and their gradients as they are defined, against those of products of matrices of the
 same precision, for float32 on a CPU against multiply-adds in registers.
@@ -65,6 +65,9 @@ class Means:
     compiled: bool = False
     graph: bool = False
 
+
+# Others emulate it: on them a step takes a minute.
+HAS_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 ON_CPU = {
     OURS: Means(ours=True),
@@ -335,10 +338,12 @@ def matrix_peak(dtype: torch.dtype, size: int = 2048, rounds: int = 10) -> float
     return 2.0 * size**3 / min(seconds)
 
 
-def peak_flops(args: argparse.Namespace) -> dict[str, float]:
-    """What the machine does at best in each precision, in FLOP/s."""
+def peak_flops(args: argparse.Namespace, names: Sequence[str]) -> dict[str, float]:
+    """What the machine does at best in each precision, in FLOP/s; on a CPU in those that are wanted."""
     if args.device.type == "cpu" and not args.dry_run:
-        return {"float32": fma_peak(1.0), "bfloat16": matrix_peak(torch.bfloat16)}
+        peaks = {"float32": fma_peak(1.0)}
+        wanted = any(ON_CPU[name].precision == "bfloat16" for name in names)
+        return {**peaks, "bfloat16": matrix_peak(torch.bfloat16)} if wanted else peaks
     best = gpu.ceilings(args)
     return {precision: best["float32_flops" if precision == "float32" else "float16_flops"] for precision in DTYPES}
 
@@ -408,7 +413,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.batches = args.batches or ([2] if args.dry_run else [8, 16, 64])
     configs = [kind(preset=preset, batch=batch) for batch in args.batches for preset in args.presets]
     rivals = ON_GPU if on_a_gpu or args.dry_run else ON_CPU
-    chosen = args.rivals or [name for name, means in rivals.items() if not (on_a_gpu and means.compiled)]
+    usual = [name for name, means in rivals.items() if not (on_a_gpu and means.compiled)]
+    if not (on_a_gpu or args.dry_run or HAS_BFLOAT16):
+        usual = [name for name in usual if rivals[name].precision != "bfloat16"]
+    chosen = args.rivals or usual
     if not rivals.keys() >= set(chosen):
         parser.error(f"--rivals: a CPU has {', '.join(rivals)}")
     names = [name for name, means in rivals.items() if means.ours or name in chosen]
@@ -418,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True  # the rivals' best
     started, failed = time.monotonic(), False
-    peaks, file = peak_flops(args), "training_step_cuda" if on_a_gpu or args.dry_run else "training_step_cpu"
+    peaks, file = peak_flops(args, names), "training_step_cuda" if on_a_gpu or args.dry_run else "training_step_cpu"
     for config in configs:
         print(f" {config.preset}, {config.batch} examples", flush=True)
         cell = measure(config, names, peaks, args)
