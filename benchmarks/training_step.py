@@ -5,12 +5,12 @@
 A step is all of it: examples are drawn and augmented, transformed, and pushed forward and back through both stems'
 networks; the optimiser and the average of the weights follow. The rivals are the same by PyTorch's own means:
 torch.stft, nn.Dropout and Adam on the same waves, as one would write it first (float32, default layout), and as one
-would make it faster: channels last and a fused optimiser, then autocast, then compiled. Ours is in bfloat16 too on
-CPUs that multiply matrices of it, and PyTorch on those that have instructions for it. On a GPU each rival is also a
-CUDA graph: the step from the magnitudes on, or torch.compile's "reduce-overhead". All take turns in one process. Memory is the peak above what was there before, on a
-CPU that of a process of its own; whom it does not suffice for is left out. The share of the peak counts the
-multiply-adds of the convolutions and their gradients as they are defined, against those of products of matrices of the
-same precision, for float32 on a CPU against multiply-adds in registers.
+would make it faster: channels last and a fused optimiser, then autocast, then compiled. Ours is in bfloat16 too on CPUs
+that multiply matrices of it, and PyTorch on those that have instructions for it. On a GPU each rival is also a CUDA
+graph: the step from the magnitudes on, or torch.compile's "reduce-overhead". All take turns in one process. Memory is
+the peak above what was there before, on a CPU that of a process of its own; whom it does not suffice for is left out.
+The share of the peak counts the multiply-adds of the convolutions and their gradients as they are defined, against
+those of products of matrices of the same precision, for float32 on a CPU against multiply-adds in registers.
 
 Results are saved after each preset and batch, among those of other calls on this machine with these versions; on a GPU
 in training_step_cuda.json. There compiling takes minutes, so compiled rivals join in a second pass, until its time is
