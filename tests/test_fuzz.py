@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyunetsep.checkpoint import parse_json
@@ -189,10 +190,10 @@ def test_how_long_must_be_said(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 def test_limits_grow_with_the_input() -> None:
-    limits = Limits(memory_bytes=2**20, memory_per_byte=2**20, cpu_s=1.0, max_bytes=100)
+    limits = Limits(memory_bytes=2**20, memory_per_byte=2**24, cpu_s=1.0, max_bytes=100)
 
     def run(data: bytes) -> None:
-        bytearray(2**26)  # too large for holes in the heap, which are mapped already
+        np.empty(2**30, np.uint8)  # too large for holes in the heap, which earlier tests have left and are mapped
 
     target = Target(run=run, documented=(), seeds=dict, mutate=lambda data, random: data, limits=limits)
     with pytest.raises(MemoryError):
