@@ -331,10 +331,7 @@ __device__ __forceinline__ void leave_moments(const ConvolutionArguments& a, con
       before_all += counts[row];
     }
     const int of_map = blockIdx.y * K::kChannels + threadIdx.x;
-    if (of_map < a.out_channels) {
-      store8(a.moments + (int64_t{blockIdx.x} * a.out_channels + of_map) * 2,
-             make_uint2(__float_as_uint(all.mean), __float_as_uint(all.squares)));
-    }
+    if (of_map < a.out_channels) store_moments(a.moments, blockIdx.x, a.out_channels, of_map, all);
     if (of_map == 0) a.counts[blockIdx.x] = before_all;
   }
 }

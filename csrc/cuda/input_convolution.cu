@@ -53,9 +53,7 @@ __device__ __forceinline__ void leave_moments(const Parts& parts, int rows, int 
     Joining(count, counts[other * kChannels + k])(own, of_threads[other * kChannels + k]);
     count += counts[other * kChannels + k];
   }
-  float* const to = parts.moments + (int64_t{blockIdx.x} * channels + channel + k) * 2;
-  to[0] = own.mean;
-  to[1] = own.squares;
+  store_moments(parts.moments, blockIdx.x, channels, channel + k, own);
   if (channel + k == 0) parts.counts[blockIdx.x] = count;
 }
 

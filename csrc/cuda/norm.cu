@@ -103,9 +103,7 @@ __global__ void __launch_bounds__(kNormThreads, 2) statistics_kernel(const NormR
                                                   of_threads[c * kNormThreads + lane * at.vectors + threadIdx.x]);
       before += static_cast<float>(pixels);
     }
-    float* const to = moments + (int64_t{blockIdx.x} * a.channels + at.channel + c) * 2;
-    to[0] = own[c].mean;
-    to[1] = own[c].squares;
+    store_moments(moments, blockIdx.x, a.channels, at.channel + c, own[c]);
   }
   if (threadIdx.x == 0 && blockIdx.y == 0) counts[blockIdx.x] = static_cast<float>(at.last - at.first);
 }

@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kJoinThreads)
   if (threadIdx.x >= kJoinChannels) return;
   if (to_stretches) {
     const int64_t stretch = from.parts + blockIdx.y;
-    store8(from.moments + (stretch * from.channels + channel) * 2,
-           make_uint2(__float_as_uint(static_cast<float>(mean)), __float_as_uint(static_cast<float>(squares))));
+    const Moments joined{static_cast<float>(mean), static_cast<float>(squares)};
+    store_moments(from.moments, stretch, from.channels, channel, joined);
     if (channel == 0) from.counts[stretch] = static_cast<float>(count);
   } else {
     to.mean[channel] = static_cast<float>(mean);

@@ -11,6 +11,12 @@ struct Moments {
   float mean, squares;
 };
 
+// Leaves a channel's among those of its part, see PartStatistics.
+__device__ __forceinline__ void store_moments(float* moments, int64_t part, int64_t channels, int64_t channel,
+                                              const Moments& x) {
+  store8(moments + (part * channels + channel) * 2, make_uint2(__float_as_uint(x.mean), __float_as_uint(x.squares)));
+}
+
 // How the moments of so many values are joined by those of others.
 struct Joining {
   float share, weight;
