@@ -10,14 +10,16 @@ from pyunetsep import ops
 from pyunetsep.ops import kernels, reference
 from tests.judge import judge
 
-# F(4, 3) Winograd adds and subtracts inputs before it multiplies, and products of alternating signs after. Measured
-# against PyTorch's own, whose sums are blocked too, its rounding error is 0.7 to 2.5 times as large in the mean over
-# a map, and 0.5 to 5 times at the worst of its points, which varies from map to map. That the transforms themselves
-# are exact, small integers show below.
-WINOGRAD = 8
+# F(4, 3) Winograd adds and subtracts inputs before it multiplies, and products of alternating signs after. Next to
+# PyTorch's own, its rounding error is 0.2 to 2.4 times as large in the mean over a map, and 3.3 times where channels
+# are as few as 32; at the worst of a map's points mostly less than 1.5 times, and up to 3.1 times by luck of the
+# numbers. That the transforms themselves are right, small integers show below.
+WINOGRAD = 4
+
+WHOLE = 1e-4  # rounding of small integers and their sums; a wrong index changes them by whole numbers, or large parts
 
 ENCODERS = {  # batch, in, out, bins, frames
-    "smallest": (1, 1, 1, 2, 2),
+    "smallest": (8, 1, 1, 2, 2),  # several, for PyTorch's error of one value is luck
     "planes": (2, 2, 16, 34, 20),
     "odd": (2, 17, 5, 13, 7),
     "prime": (1, 19, 37, 31, 29),
@@ -34,7 +36,7 @@ ENCODERS = {  # batch, in, out, bins, frames
     "empty": (0, 16, 32, 8, 8),
 }
 DECODERS = {  # batch, skip or None, in, out, bins, frames
-    "smallest": (1, None, 1, 1, 1, 1),
+    "smallest": (8, None, 1, 1, 1, 1),
     "odd": (2, 3, 17, 5, 13, 7),
     "prime": (1, 19, 23, 37, 11, 5),
     "one out": (2, 16, 16, 1, 17, 33),
@@ -119,24 +121,22 @@ TILES = {"4x4": (1, 24, 20), "2x4": (20, 2, 8), "4x2": (20, 8, 2), "2x2": (1, 4,
 @UPSAMPLINGS
 @ALIGNMENTS
 @pytest.mark.parametrize("grid", TILES.values(), ids=TILES)
-def test_small_integers_are_exact(grid, alignment, upsampling, level):
-    """The transforms add, halve and double; only the weights' divides, by 3 and by 15 in each dimension.
-
-    So every product and sum is a number of few bits, and an index that is wrong anywhere cannot hide in rounding.
-    """
+def test_small_integers_come_out_whole(grid, alignment, upsampling, level):
+    """An index that is wrong anywhere cannot hide in rounding, which is of hundred thousandths there."""
     batch, bins, frames = grid
     zeros, ones = torch.zeros(5), torch.ones(5)
-    weight = torch.randint(-1, 2, (4, 5, 5, 5)).float() * 15**2
+    weight = torch.randint(-1, 2, (4, 5, 5, 5)).float()
     weight = weight if upsampling == "transposed" else weight.transpose(0, 1).contiguous()
     x, skip = torch.randint(0, 2, (2, batch, 2, bins, frames)).float()
     y = ops.decoder_block(x, skip, weight, zeros, ones, zeros, alignment=alignment, upsampling=upsampling)
-    assert torch.equal(y, reference.decoder_block(x, skip, weight, zeros, ones, zeros, True, alignment, upsampling))
+    truth = reference.decoder_block(x, skip, weight, zeros, ones, zeros, True, alignment, upsampling)
+    assert (y - truth).abs().max() < WHOLE
 
     weight = torch.zeros(5, 16, 5, 5)  # as many channels as make it a convolution of blocks, not of planes
-    weight[:, ::8] = torch.randint(-1, 2, (5, 2, 5, 5)).float() * 15**2
+    weight[:, ::8] = torch.randint(-1, 2, (5, 2, 5, 5)).float()
     x = torch.randint(0, 2, (batch, 16, 2 * bins, 2 * frames)).float()
     raw, _ = ops.encoder_block(x, weight, zeros, ones, zeros, alignment=alignment)
-    assert torch.equal(raw, reference.encoder_block(x, weight, zeros, ones, zeros, 0.2, alignment)[0])
+    assert (raw - reference.encoder_block(x, weight, zeros, ones, zeros, 0.2, alignment)[0]).abs().max() < WHOLE
 
 
 @pytest.mark.parametrize(("alignment", "first"), [("pytorch", 2), ("tensorflow", 1)])

@@ -3,9 +3,9 @@
 //
 //     y = A^T [(G w) * (B^T x)],  x: M + 2 inputs, w: 3 taps, y: M outputs
 //
-// The points are {0, 1, -1, 1/2, -2, inf} for M = 4 and {0, 1, -1, inf} for M = 2. The sign pattern (1/2 against -2,
-// not +-1/2) halves the rounding error of M = 4: no two rows of G are nearly dependent. M = 1 is the plain correlation:
-// a "point" is a tap.
+// The points are {0, 5/8, -5/8, 3/2, -3/2, inf} for M = 4 and {0, 1, -1, inf} for M = 2. Of all points of M = 4 that
+// are short fractions, these lose the least to rounding (a third less than {0, 1, -1, 1/2, -2, inf}), their powers are
+// exact in a float, and pairs of +- share most of their arithmetic. M = 1 is the plain correlation: a "point" is a tap.
 //
 // A filter whose first tap is zero has nothing at the first point (0), one whose last tap is zero nothing at the last
 // (infinity): two-tap filters so cost M + 1 multiplications in the same domain, and may be added up there with others.
@@ -17,6 +17,14 @@ namespace pyunetsep::cpu::PYUNETSEP_SIMD {
 template <int M>
 constexpr int kPoints = M + 2;
 
+// The points of M = 4 are 0, near, -near, far, -far and infinity.
+constexpr float kNear = 0.625f, kNear2 = kNear * kNear, kNear3 = kNear2 * kNear;
+constexpr float kFar = 1.5f, kFar2 = kFar * kFar, kFar3 = kFar2 * kFar;
+
+// Products of the differences between each of them and the other finite ones.
+constexpr float kOfZero = kNear2 * kFar2;
+constexpr float kOfNear = 2 * kNear2 * (kNear2 - kFar2), kOfFar = 2 * kFar2 * (kFar2 - kNear2);
+
 // B^T x. The elements of an array lie its stride apart.
 template <int M>
 static inline void input_transform(const Vec* x, int stride, Vec* to, int to_stride);
@@ -24,14 +32,14 @@ static inline void input_transform(const Vec* x, int stride, Vec* to, int to_str
 template <>
 inline __attribute__((always_inline)) void input_transform<4>(const Vec* x, int stride, Vec* to, int to_stride) {
   const Vec x0 = x[0], x1 = x[stride], x2 = x[2 * stride], x3 = x[3 * stride], x4 = x[4 * stride], x5 = x[5 * stride];
-  const Vec odd = x3 - x1, even = x4 - x2;
-  const Vec sum = even + 1.5f * x3, difference = odd + 1.5f * x2;
-  to[0] = (x0 - x2) + even + 1.5f * odd;
-  to[to_stride] = sum + difference;
-  to[2 * to_stride] = sum - difference;
-  to[3 * to_stride] = even + 2.0f * odd;
-  to[4 * to_stride] = even - 0.5f * odd;
-  to[5 * to_stride] = (x5 - x3) - odd + 1.5f * even;
+  const Vec even_near = x4 - kFar2 * x2, odd_near = x3 - kFar2 * x1;
+  const Vec even_far = x4 - kNear2 * x2, odd_far = x3 - kNear2 * x1;
+  to[0] = x4 - (kNear2 + kFar2) * x2 + kOfZero * x0;
+  to[to_stride] = even_near + kNear * odd_near;
+  to[2 * to_stride] = even_near - kNear * odd_near;
+  to[3 * to_stride] = even_far + kFar * odd_far;
+  to[4 * to_stride] = even_far - kFar * odd_far;
+  to[5 * to_stride] = x5 - (kNear2 + kFar2) * x3 + kOfZero * x1;
 }
 
 template <>
@@ -54,12 +62,12 @@ static inline void output_transform(const Vec* m, int stride, Vec* to, int to_st
 
 template <>
 inline __attribute__((always_inline)) void output_transform<4>(const Vec* m, int stride, Vec* to, int to_stride) {
-  const Vec m3 = m[3 * stride], m4 = m[4 * stride];
-  const Vec sum = m[stride] + m[2 * stride], difference = m[stride] - m[2 * stride];
-  to[0] = (m[0] + sum) + (m3 + m4);
-  to[to_stride] = difference + 0.5f * m3 - 2.0f * m4;
-  to[2 * to_stride] = sum + 0.25f * m3 + 4.0f * m4;
-  to[3 * to_stride] = (difference + m[5 * stride]) + 0.125f * m3 - 8.0f * m4;
+  const Vec even_near = m[stride] + m[2 * stride], odd_near = m[stride] - m[2 * stride];
+  const Vec even_far = m[3 * stride] + m[4 * stride], odd_far = m[3 * stride] - m[4 * stride];
+  to[0] = m[0] + even_near + even_far;
+  to[to_stride] = kNear * odd_near + kFar * odd_far;
+  to[2 * to_stride] = kNear2 * even_near + kFar2 * even_far;
+  to[3 * to_stride] = m[5 * stride] + kNear3 * odd_near + kFar3 * odd_far;
 }
 
 template <>
@@ -87,12 +95,15 @@ static inline void gradient_transform(const Vec* y, int stride, Vec* to, int to_
 template <>
 inline __attribute__((always_inline)) void gradient_transform<4>(const Vec* y, int stride, Vec* to, int to_stride) {
   const Vec y0 = y[0], y1 = y[stride], y2 = y[2 * stride], y3 = y[3 * stride];
-  const Vec even = (1.0f / 3) * (y0 + y2), odd = (1.0f / 3) * (y1 + y3);
-  to[0] = y0;
-  to[to_stride] = even + odd;
-  to[2 * to_stride] = odd - even;
-  to[3 * to_stride] = (-16.0f / 15) * (y0 + 0.25f * y2 + (0.5f * y1 + 0.125f * y3));
-  to[4 * to_stride] = (1.0f / 15) * (y0 + 4.0f * y2 - (2.0f * y1 + 8.0f * y3));
+  const Vec even_near = (1 / kOfNear) * y0 + (kNear2 / kOfNear) * y2;
+  const Vec odd_near = (kNear / kOfNear) * y1 + (kNear3 / kOfNear) * y3;
+  const Vec even_far = (1 / kOfFar) * y0 + (kFar2 / kOfFar) * y2;
+  const Vec odd_far = (kFar / kOfFar) * y1 + (kFar3 / kOfFar) * y3;
+  to[0] = (1 / kOfZero) * y0;
+  to[to_stride] = even_near + odd_near;
+  to[2 * to_stride] = even_near - odd_near;
+  to[3 * to_stride] = even_far + odd_far;
+  to[4 * to_stride] = even_far - odd_far;
   to[5 * to_stride] = y3;
 }
 
@@ -116,11 +127,11 @@ static inline void tap_transform(const Vec* m, int stride, Vec* to, int to_strid
 
 template <>
 inline __attribute__((always_inline)) void tap_transform<4>(const Vec* m, int stride, Vec* to, int to_stride) {
-  const Vec m3 = m[3 * stride], m4 = m[4 * stride];
-  const Vec sum = m[stride] + m[2 * stride], difference = m[stride] - m[2 * stride];
-  to[0] = (m[0] + sum) + (m3 + m4);
-  to[to_stride] = difference + 0.5f * m3 - 2.0f * m4;
-  to[2 * to_stride] = (sum + m[5 * stride]) + 0.25f * m3 + 4.0f * m4;
+  const Vec even_near = m[stride] + m[2 * stride], odd_near = m[stride] - m[2 * stride];
+  const Vec even_far = m[3 * stride] + m[4 * stride], odd_far = m[3 * stride] - m[4 * stride];
+  to[0] = m[0] + even_near + even_far;
+  to[to_stride] = kNear * odd_near + kFar * odd_far;
+  to[2 * to_stride] = m[5 * stride] + kNear2 * even_near + kFar2 * even_far;
 }
 
 template <>
@@ -136,40 +147,29 @@ inline __attribute__((always_inline)) void tap_transform<1>(const Vec* m, int st
   for (int i = 0; i < 3; ++i) to[i * to_stride] = m[i * stride];
 }
 
-// Vectors of doubles are divided exactly; those of floats, weights that change with the next step of training, quickly.
-template <typename Values>
-static inline __attribute__((always_inline)) void divide(Values& x, int by) {
-  using Value = __typeof__(x[0] + x[0]);
-  if constexpr (sizeof(Value) == sizeof(double)) {
-    x /= static_cast<Value>(by);
-  } else {
-    x *= 1 / static_cast<Value>(by);
-  }
-}
-
 // G w, of vectors of floats or doubles.
 template <int M, typename Values>
 static inline __attribute__((always_inline)) void filter_transform(const Values* w, int stride, Values* to,
                                                                    int to_stride) {
   using Value = __typeof__(w[0][0] + w[0][0]);
   const Values w0 = w[0], w1 = w[stride], w2 = w[2 * stride];
-  to[0] = w0;
   if constexpr (M == 4) {
-    to[to_stride] = (w0 + w2) + w1;
-    to[2 * to_stride] = w1 - (w0 + w2);
-    to[3 * to_stride] = Value(-4) * (Value(4) * w0 + (Value(2) * w1 + w2));
-    to[4 * to_stride] = w0 - Value(2) * (w1 - Value(2) * w2);
+    constexpr Value kOverNear = 1 / Value(kOfNear), kOverFar = 1 / Value(kOfFar);
+    const Values even_near = kOverNear * w0 + (kOverNear * kNear2) * w2,
+                 even_far = kOverFar * w0 + (kOverFar * kFar2) * w2;
+    to[0] = (1 / Value(kOfZero)) * w0;
+    to[to_stride] = even_near + (kOverNear * kNear) * w1;
+    to[2 * to_stride] = even_near - (kOverNear * kNear) * w1;
+    to[3 * to_stride] = even_far + (kOverFar * kFar) * w1;
+    to[4 * to_stride] = even_far - (kOverFar * kFar) * w1;
     to[5 * to_stride] = w2;
-    divide(to[to_stride], 3);
-    divide(to[2 * to_stride], 3);
-    divide(to[3 * to_stride], 15);
-    divide(to[4 * to_stride], 15);
   } else if constexpr (M == 2) {
     to[0] = -w0;
     to[to_stride] = Value(0.5) * (w0 + w1 + w2);
     to[2 * to_stride] = Value(0.5) * (w0 - w1 + w2);
     to[3 * to_stride] = w2;
   } else {
+    to[0] = w0;
     to[to_stride] = w1;
     to[2 * to_stride] = w2;
   }
