@@ -148,6 +148,22 @@ def mutants_of(path: Path) -> list[Mutant]:
     return found
 
 
+def lines_since(revision: str) -> set[tuple[str, int]]:
+    """(file, line) of what git says was added to csrc/cuda, or changed, since then."""
+    command = ["git", "diff", "--unified=0", "--no-color", "--no-ext-diff", revision, "--", "csrc/cuda"]
+    diff = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if diff.returncode:
+        raise SystemExit(f"--since {revision}: {diff.stderr.strip()}")
+    lines, name = set(), ""
+    for header in re.finditer(r"^(?:\+\+\+ b/(.*)|@@ -\S+ \+(\d+)(?:,(\d+))? @@)", diff.stdout, re.MULTILINE):
+        if header[1]:
+            name = Path(header[1]).name
+        else:
+            first = int(header[2])
+            lines |= {(name, line) for line in range(first, first + int(header[3] or 1))}
+    return lines
+
+
 # ---- What runs in a process of its own, forked: torch and pytest are imported once.
 
 
@@ -313,6 +329,7 @@ def survivors_listed(files: set[str]) -> dict[tuple[str, str, str], str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", nargs="+", metavar="NAME", help="of csrc/cuda; default: all .cu and .cuh")
+    parser.add_argument("--since", metavar="REVISION", help="take only mutants in lines that changed since, says git")
     parser.add_argument("--sample", type=int, metavar="N", help="take only N of the mutants, always the same")
     parser.add_argument("--match", metavar="REGEX", help="take only mutants whose text, as it is printed, matches")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
@@ -327,6 +344,9 @@ def main() -> int:
     names = options.files or sorted(path.name for path in (source / "cuda").glob("*.cu*"))
     mutants = [mutant for name in names for mutant in mutants_of(source / "cuda" / name)]
     possible = {(mutant.file, mutant.before, mutant.after) for mutant in mutants}
+    if options.since:
+        changed = lines_since(options.since)
+        mutants = [mutant for mutant in mutants if (mutant.file, mutant.line) in changed]
     if options.match:
         mutants = [mutant for mutant in mutants if re.search(options.match, str(mutant))]
     if options.sample is not None and options.sample < len(mutants):
