@@ -27,6 +27,7 @@ namespace {
 
 constexpr int kBlockThreads = 32 * kTapRows;
 constexpr int kCoarse = 32, kFine = 16;  // channels
+static_assert(kChannelUnit % kFine == 0, "fine maps have whole blocks of channels");
 constexpr int kTilePixels = 64, kTileImages = 16;
 
 struct Arguments {
@@ -88,8 +89,8 @@ struct Pieces {
          pixel += kBlockThreads / kFinePieces) {
       const int x = pixel % columns, y = pixel / columns % a.patch_rows, image = pixel / columns / a.patch_rows;
       const int row = 2 * tile.row - a.zeros_before + y, column = 2 * tile.column - a.zeros_before + x;
-      const bool inside = tile.image + image < a.batch && 0 <= row && row < a.fine_rows && 0 <= column &&
-                          column < a.fine_columns && fine_channel < a.fine_channels;
+      const bool inside =
+          tile.image + image < a.batch && 0 <= row && row < a.fine_rows && 0 <= column && column < a.fine_columns;
       const int place = (image * a.patch_rows + y) * a.row_pixels + x % 2 * a.pitch + x / 2;
       body(a.tile_bytes + place_of_channel<T>(fine_of_block, place, a.images * a.patch_rows * a.row_pixels),
            tile.image + image, inside ? row * a.fine_columns + column : -1);
@@ -133,7 +134,7 @@ __device__ __forceinline__ void read_tile(const Arguments& a, const Pieces<T>& p
     const auto pixels = static_cast<uint32_t>(a.rows * a.columns);
     pieces.for_each_of_tile(a, at, reading_of_map(a.coarse_reading, pieces.coarse_channel, pixels));
   }
-  if (a.fine_reading.weight && pieces.fine_channel < a.fine_channels) {
+  if (a.fine_reading.weight) {
     const auto pixels = static_cast<uint32_t>(a.fine_rows * a.fine_columns);
     pieces.for_each_of_patch(a, at, reading_of_map(a.fine_reading, pieces.fine_channel, pixels));
   }

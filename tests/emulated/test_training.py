@@ -15,7 +15,7 @@ from pyunetsep import unet_training
 from pyunetsep.config import JANSSON2017, SPLEETER
 from pyunetsep.ops import training
 from pyunetsep.unet import UNet
-from tests.emulated.library import ORDERS, emulated_training_ops
+from tests.emulated.library import ORDERS, before_no_memory, emulated_training_ops
 from tests.judge import judge
 from tests.learning import check_learning, relative
 from tests.test_training_ops import (  # noqa: F401  tests that run here once more, on the emulated GPU
@@ -135,12 +135,12 @@ def test_convolutions_and_their_gradients(sizes, element, alignment):
 
 
 def random_map(batch: int, channels: int, bins: int, frames: int, element: torch.dtype) -> Tensor:
-    return training.to_blocks(torch.randn(batch, channels, bins, frames)).to(element)
+    return before_no_memory(training.to_blocks(torch.randn(batch, channels, bins, frames)).to(element))
 
 
 def random_norm(channels: int, slopes: tuple[float, float], seeds: Tensor | None = None) -> training.Through:
     norm = torch.stack((torch.randn(channels), 0.1 + torch.rand(channels), *torch.randn(2, channels)))
-    return training.Through(norm, seeds, (1e-3, *slopes, 0.0 if seeds is None else 0.4))
+    return training.Through(before_no_memory(norm), seeds, (1e-3, *slopes, 0.0 if seeds is None else 0.4))
 
 
 SLOPES = [(1.0, 0.2), (0.0, 1.0)]
@@ -200,7 +200,7 @@ def test_a_map_read_through_its_norm_is_what_the_norm_makes(sizes, slopes, eleme
 
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("slope", [1.0, 0.0])
-@pytest.mark.parametrize("sizes", READ.values(), ids=READ)
+@pytest.mark.parametrize("sizes", [*READ.values(), (1, 16, 16, 16, 8, 32)], ids=[*READ, "whole tiles"])
 def test_statistics_that_convolutions_leave(sizes, slope, element, in_each_order):
     """Those of the map, though its deviations are small next to its mean."""
     batch, _, channels, out, bins, frames = sizes
