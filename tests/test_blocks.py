@@ -223,11 +223,21 @@ def test_gradients_are_those_of_the_reference():
         torch.testing.assert_close(mine, expected)
 
 
-def test_gradients_in_double():
-    x, *tensors = (
-        t.requires_grad_() for t in (torch.rand(1, 2, 4, 4).double(), *(t.double() for t in parameters(2, 2)))
-    )
-    assert torch.autograd.gradcheck(ops.encoder_block, (x, *tensors))
+@UPSAMPLINGS
+@ALIGNMENTS
+def test_gradients_in_double(alignment, upsampling):
+    def check(block, *inputs: Tensor | None, **options) -> None:
+        leaves = [None if x is None else x.requires_grad_() for x in inputs]
+        assert torch.autograd.gradcheck(lambda *x: block(*x, **options), leaves)
+
+    double = {"dtype": torch.float64}
+    check(ops.encoder_block, torch.rand(1, 2, 4, 4, **double), *parameters(2, 2, **double), alignment=alignment)
+    options = {"alignment": alignment, "upsampling": upsampling}
+    for skips, norm_first in ((1, True), (None, False)):
+        inputs = decoder_inputs((1, skips, 1, 2, 2, 3), upsampling, **double)
+        check(ops.decoder_block, *inputs, norm_first=norm_first, **options)
+        check(ops.mask_block, *inputs[:4], **options)
+    check(ops.dilated_head, torch.rand(1, 1, 3, 4, **double), *parameters(1, 2, taps=4, **double)[:2])
 
 
 def test_opcheck():

@@ -262,7 +262,7 @@ class Run:
         elif message[0] == "uncompiled":
             self.outcome = "did not compile"
         elif not self.outcome:
-            self.outcome = "survived"
+            self.outcome = "survived" if self.ends else "no test ran"
 
     def is_late(self) -> bool:
         return bool(self.test) and time.monotonic() - self.test_began > self.limits.get(self.test, 600.0)
@@ -314,6 +314,16 @@ class Worker:
         return over
 
 
+def take_snapshot() -> Path:
+    """Of the tests, and of the sources, where they are then."""
+    source = BUILD / "csrc"
+    for target, origin in ((source, ROOT / "csrc"), (SNAPSHOT / "tests", ROOT / "tests")):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(origin, target, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", SNAPSHOT)
+    return source
+
+
 def survivors_listed(files: set[str]) -> dict[tuple[str, str, str], str]:
     """Reasons, by file and lines before and after."""
     try:
@@ -336,11 +346,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
     options = parser.parse_args()
 
-    source = BUILD / "csrc"
-    for target, origin in ((source, ROOT / "csrc"), (SNAPSHOT / "tests", ROOT / "tests")):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(origin, target, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", SNAPSHOT)
+    source = ROOT / "csrc" if options.list else take_snapshot()
     names = options.files or sorted(path.name for path in (source / "cuda").glob("*.cu*"))
     mutants = [mutant for name in names for mutant in mutants_of(source / "cuda" / name)]
     possible = {(mutant.file, mutant.before, mutant.after) for mutant in mutants}
@@ -417,7 +423,9 @@ def main() -> int:
     print(f"\n{len(done)} mutants: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     listed = survivors_listed(set(names))
     survived = {
-        (run.mutant.file, run.mutant.before, run.mutant.after): run.mutant for run in done if run.outcome == "survived"
+        (run.mutant.file, run.mutant.before, run.mutant.after): run.mutant
+        for run in done
+        if run.outcome in ("survived", "no test ran")
     }
     unexplained = [mutant for key, mutant in survived.items() if key not in listed]
     ran = {(run.mutant.file, run.mutant.before, run.mutant.after) for run in done}
