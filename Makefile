@@ -61,7 +61,7 @@ sanitize: $(STAMP) ## run the kernels' tests under AddressSanitizer and Undefine
 	  ../../$(BIN)/python -m pytest tests/test_ops.py tests/test_transforms.py tests/test_blocks.py tests/test_unet_plan.py \
 	  tests/test_training_ops.py tests/test_training_bfloat16.py
 
-# Chosen ones: make mutate MUTANTS='--files stft.cu --sample 20'.
+# Chosen ones: make mutate MUTANTS='--files stft.cu --sample 20', or '--since main' for what you changed.
 mutate: $(STAMP) ## break the CUDA sources in many small ways, and see that the emulated tests notice (an hour and more)
 	$(BIN)/python tests/emulated/mutate.py $(MUTANTS)
 

@@ -115,7 +115,14 @@ def test_dilated_head(shape, out_channels, level):
     judge(ops.dilated_head(x, weight, bias), reference.dilated_head, x, weight, bias)
 
 
-TILES = {"4x4": (1, 24, 20), "2x4": (20, 2, 8), "4x2": (20, 8, 2), "2x2": (1, 4, 4), "1x1": (1, 1, 2)}  # batch, grid
+TILES = {  # batch, grid
+    "4x4": (1, 24, 20),
+    "2x4": (20, 2, 8),
+    "4x2": (20, 8, 2),
+    "2x2": (1, 4, 4),
+    "1x1": (1, 1, 2),
+    "a single one": (1, 1, 1),
+}
 
 
 @UPSAMPLINGS
@@ -212,20 +219,30 @@ def test_other_dtypes_run_in_plain_pytorch():
     assert torch.equal(ops.encoder_block(x, *tensors)[0], reference.encoder_block(x, *tensors, 0.2, "pytorch")[0])
 
 
-def test_gradients_are_those_of_the_reference():
-    x, skip, *tensors = (t.requires_grad_() for t in decoder_inputs((1, 2, 3, 4, 5, 3), "transposed"))
-    weights = torch.rand(1, 4, 10, 6)
-    inputs = [x, skip, *tensors]
-    ours = torch.autograd.grad((ops.decoder_block(*inputs) * weights).sum(), inputs)
-    options = (True, "pytorch", "transposed")
-    theirs = torch.autograd.grad((reference.decoder_block(*inputs, *options) * weights).sum(), inputs)
-    for mine, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, expected)
+@UPSAMPLINGS
+@ALIGNMENTS
+def test_gradients_are_those_of_the_reference(alignment, upsampling):
+    def check(name: str, *inputs: Tensor | None, **options) -> None:
+        leaves = [x for x in inputs if x is not None]
+        results = []
+        for block in (getattr(ops, name), getattr(reference, name)):
+            outputs = block(*[None if x is None else x.requires_grad_() for x in inputs], **options)
+            last = outputs[-1] if isinstance(outputs, tuple) else outputs  # the encoder's other gets no gradient
+            results.append(torch.autograd.grad((last * last.detach().cos()).sum(), leaves))
+        torch.testing.assert_close(*results)
+
+    check("encoder_block", torch.rand(2, 3, 6, 8), *parameters(3, 4), slope=0.2, alignment=alignment)
+    options = {"alignment": alignment, "upsampling": upsampling}
+    for skips, norm_first in ((2, True), (None, False)):
+        inputs = decoder_inputs((1, skips, 3, 4, 5, 3), upsampling)
+        check("decoder_block", *inputs, norm_first=norm_first, **options)
+        check("mask_block", *inputs[:4], **options)
+    check("dilated_head", torch.rand(1, 1, 5, 6), *parameters(1, 2, taps=4)[:2])
 
 
 @UPSAMPLINGS
 @ALIGNMENTS
-def test_gradients_in_double(alignment, upsampling):
+def test_the_reference_in_double(alignment, upsampling):
     def check(block, *inputs: Tensor | None, **options) -> None:
         leaves = [None if x is None else x.requires_grad_() for x in inputs]
         assert torch.autograd.gradcheck(lambda *x: block(*x, **options), leaves)

@@ -145,8 +145,9 @@ def test_gradient_of_the_weight(shape, planes, alignment, level):
     judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=WINOGRAD)
 
 
-def test_gradients_of_small_integers_come_out_whole(level):
-    coarse, fine = (torch.randint(-2, 3, (2, 16, size, size)).float() for size in (2, 4))
+@pytest.mark.parametrize(("batch", "size"), [(2, 2), (1, 1)])
+def test_gradients_of_small_integers_come_out_whole(batch, size, level):
+    coarse, fine = (torch.randint(-2, 3, (batch, 16, size, size)).float() for size in (size, 2 * size))
     blocks = [training.to_blocks(x) for x in (coarse, fine)]
     for alignment in ("pytorch", "tensorflow"):
         gradient = training.weight_gradient(blocks[0], None, blocks[1], [0, 16, 16], alignment)
@@ -688,7 +689,8 @@ def test_norms_together_are_one_of_all(on_load):
     for part in (slice(0, 2), slice(2, 4)):
         half = x.detach()[part].requires_grad_()
         together = Halves(mean, variance, torch.stack(of_all[1:]))
-        y_half, through, *_ = training.norm(half, weight, bias, *numbers, together, on_load=on_load)
+        y_half, through, *of_all_maps = training.norm(half, weight, bias, *numbers, together, on_load=on_load)
+        assert y_half.requires_grad and not any(x.requires_grad for x in of_all_maps)
         read = training.norm_apply(y_half.detach(), *through) if on_load else y_half
         assert torch.equal(read, y[part])
         halves.append(torch.autograd.grad(y_half, (half, weight, bias), gradient[part]))

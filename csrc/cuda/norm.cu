@@ -98,7 +98,6 @@ __global__ void __launch_bounds__(kNormThreads, 2) statistics_kernel(const NormR
     for (int lane = 1; lane < at.lanes; ++lane) {
       // pixels of that lane: every lanes-th from first + lane on
       const int64_t pixels = (at.last - at.first - lane + at.lanes - 1) / at.lanes;
-      if (pixels <= 0) break;
       Joining(before, static_cast<float>(pixels))(own[c],
                                                   of_threads[c * kNormThreads + lane * at.vectors + threadIdx.x]);
       before += static_cast<float>(pixels);

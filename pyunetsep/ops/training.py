@@ -447,7 +447,7 @@ class _Norm(torch.autograd.Function):
         of_channels = torch.stack((mean, variance, weight, bias))
         ctx.save_for_backward(x, of_channels, seeds)
         ctx.numbers, ctx.together = numbers, together
-        ctx.mark_non_differentiable(*(x for x in (of_channels, values) if isinstance(x, Tensor)))
+        ctx.mark_non_differentiable(of_channels, *([values] if together is not None else []))
         ctx.set_materialize_grads(False)
         y = x.view_as(x) if on_load else norm_apply(x, of_channels, seeds, numbers)
         return y, of_channels, values

@@ -39,6 +39,7 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 class Mutant:
     file: str
     line: int
+    last_line: int
     start: int  # in the text
     end: int
     replacement: str
@@ -83,7 +84,7 @@ def operand(code: str, at: int, step: int) -> int:
             if (
                 code[at] in ending
                 or code[at] in ";,?:"
-                or (ahead.startswith if step > 0 else ahead.endswith)((" && ", " || ", " = "))
+                or (ahead.startswith if step > 0 else ahead.endswith)((" && ", " || ", " = ", " =\n"))
             ):
                 break
             if step < 0 and code[: at + 1].endswith("return "):
@@ -105,7 +106,7 @@ def changes(code: str) -> Iterator[tuple[int, int, str]]:
         condition = code[match.end() : end + 1]
         skips = re.match(r"\)?\s*\{?\s*(?:return|continue|break)\b", code[end + 1 :])
         yield match.end(), end + 1, f"({condition} && false)" if skips else f"({condition} || true)"
-    for match in re.finditer(r"\bbool \w+ = ([^;]*);", code):
+    for match in re.finditer(r"\bbool \w+ =\s+([^;]*);", code):
         yield match.start(1), match.end(1), f"({match[1]}) || true"
     for match in re.finditer(r"\bcopy_async16\(", code):
         end = closing(code, match.end() - 1)
@@ -144,14 +145,16 @@ def mutants_of(path: Path) -> list[Mutant]:
         first, last = text.rfind("\n", 0, start) + 1, text.find("\n", end)
         before, after = text[first:last], text[first:start] + replacement + text[end:last]
         line = text.count("\n", 0, start) + 1
-        found.append(Mutant(path.name, line, start, end, replacement, *(" ".join(x.split()) for x in (before, after))))
+        last_line = line + text.count("\n", start, end)
+        lines = (" ".join(x.split()) for x in (before, after))
+        found.append(Mutant(path.name, line, last_line, start, end, replacement, *lines))
     return found
 
 
 def lines_since(revision: str) -> set[tuple[str, int]]:
-    """(file, line) of what git says was added to csrc/cuda, or changed, since then."""
-    command = ["git", "diff", "--unified=0", "--no-color", "--no-ext-diff", revision, "--", "csrc/cuda"]
-    diff = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """(file, line) of what was added to csrc/cuda, or changed, on the way here from where both have parted."""
+    command = ["git", "diff", "--merge-base", "--unified=0", "--dst-prefix=b/", "--no-color", "--no-ext-diff"]
+    diff = subprocess.run([*command, revision, "--", "csrc/cuda"], cwd=ROOT, capture_output=True, text=True)
     if diff.returncode:
         raise SystemExit(f"--since {revision}: {diff.stderr.strip()}")
     lines, name = set(), ""
@@ -339,26 +342,30 @@ def survivors_listed(files: set[str]) -> dict[tuple[str, str, str], str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", nargs="+", metavar="NAME", help="of csrc/cuda; default: all .cu and .cuh")
-    parser.add_argument("--since", metavar="REVISION", help="take only mutants in lines that changed since, says git")
+    parser.add_argument("--since", metavar="REVISION", help="take only mutants in lines that git says changed since")
     parser.add_argument("--sample", type=int, metavar="N", help="take only N of the mutants, always the same")
     parser.add_argument("--match", metavar="REGEX", help="take only mutants whose text, as it is printed, matches")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
     options = parser.parse_args()
 
+    changed = lines_since(options.since) if options.since else None
     source = ROOT / "csrc" if options.list else take_snapshot()
     names = options.files or sorted(path.name for path in (source / "cuda").glob("*.cu*"))
     mutants = [mutant for name in names for mutant in mutants_of(source / "cuda" / name)]
     possible = {(mutant.file, mutant.before, mutant.after) for mutant in mutants}
-    if options.since:
-        changed = lines_since(options.since)
-        mutants = [mutant for mutant in mutants if (mutant.file, mutant.line) in changed]
+    if changed is not None:
+        mutants = [
+            mutant
+            for mutant in mutants
+            if any((mutant.file, line) in changed for line in range(mutant.line, mutant.last_line + 1))
+        ]
     if options.match:
         mutants = [mutant for mutant in mutants if re.search(options.match, str(mutant))]
     if options.sample is not None and options.sample < len(mutants):
         chosen = set(random.Random(0).sample(range(len(mutants)), options.sample))
         mutants = [mutant for i, mutant in enumerate(mutants) if i in chosen]
-    if options.list:
+    if options.list or not mutants:
         print(*mutants, f"{len(mutants)} mutants", sep="\n")
         return 0
 
@@ -423,22 +430,23 @@ def main() -> int:
     print(f"\n{len(done)} mutants: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     listed = survivors_listed(set(names))
     survived = {
-        (run.mutant.file, run.mutant.before, run.mutant.after): run.mutant
-        for run in done
-        if run.outcome in ("survived", "no test ran")
+        (run.mutant.file, run.mutant.before, run.mutant.after): run.mutant for run in done if run.outcome == "survived"
     }
     unexplained = [mutant for key, mutant in survived.items() if key not in listed]
+    untested = [run.mutant for run in done if run.outcome == "no test ran"]
     ran = {(run.mutant.file, run.mutant.before, run.mutant.after) for run in done}
     stale = [key for key in listed if key not in possible or (key in ran and key not in survived)]
     if unexplained:
         print(f"\n{len(unexplained)} survived and are not in {SURVIVORS.name}:", *unexplained, sep="\n")
+    if untested:
+        print(f"\n{len(untested)} met no test:", *untested, sep="\n")
     if stale:
         print(
             f"\n{len(stale)} in {SURVIVORS.name} did not survive, or are no mutants any more:",
             *map(" | ".join, stale),
             sep="\n",
         )
-    return int(bool(unexplained or stale or len(done) < len(mutants)))
+    return int(bool(unexplained or untested or stale or len(done) < len(mutants)))
 
 
 if __name__ == "__main__":
