@@ -36,16 +36,22 @@ int64_t points(const Phases& phases, int64_t size) {
   return sum;
 }
 
+// Outputs of a tile that loses at most twice as much to rounding as a plain sum, of a phase of an upsampling
+// convolution: the fewer products, the less that sum loses, while what the transforms lose stays. It costs a step of
+// training 3 %.
+int precise_tile(int64_t channels) { return channels <= 64 ? 4 : channels <= 128 ? 8 : kLargestTile; }
+
 }  // namespace
 
 // Beside its products, each weight costs about as much as kWeightTiles tiles: it is read from memory, once for all
 // tiles. Small tiles have fewer weights, large ones fewer products an output, and at the edge of a small map whole
 // tiles go over it.
-std::pair<int, int> best_tile(const Phases& phases, const Size& grid) {
+std::pair<int, int> best_tile(const Phases& phases, const Size& grid, int largest) {
   constexpr int64_t kWeightTiles = 16;
   std::pair<int, int> best;
   double least = 0;
   for (const auto& [rows, columns] : {std::pair{4, 4}, {2, 4}, {4, 2}, {2, 2}, {1, 1}}) {
+    if (rows * columns > largest) continue;
     const int64_t tiles = grid.batch * ((grid.rows + rows - 1) / rows) * ((grid.columns + columns - 1) / columns);
     const int64_t products = points(phases, rows) * points(phases, columns);
     const double work = static_cast<double>(products) * static_cast<double>(tiles + kWeightTiles);
@@ -130,7 +136,9 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
     : level_(level), activation_(block, block.bias.size(0)) {
   in_channels.resize(2);
   const Phases phases = phases_of(alignment, upsampling);
-  const auto [tile_rows, tile_columns] = best_tile(phases, grid);
+  const int64_t channels = in_channels[0] + in_channels[1];
+  const auto [tile_rows, tile_columns] =
+      best_tile(phases, grid, block.training && upsampling ? precise_tile(channels) : kLargestTile);
   conv_ = {.phases = phases,
            .upsampling = upsampling.has_value(),
            .weight_by_input = upsampling == Upsampling::transposed,
@@ -150,7 +158,7 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
     conv_.blocks_a_task = std::max(std::min<int64_t>(blocks, 2), (blocks + threads - 1) / threads);
   }
   const at::Tensor weight = block.weight.contiguous();
-  if (block.quick && tiles(grid) <= kLateTiles && level_.convolution_packed_size(conv_) >= kLateWeights) {
+  if (block.training && tiles(grid) <= kLateTiles && level_.convolution_packed_size(conv_) >= kLateWeights) {
     conv_.packs_late = true;
     conv_.blocks_a_task = std::min<int64_t>(blocks, 2);
     weight_ = weight;
@@ -161,7 +169,7 @@ ConvolutionLayer::ConvolutionLayer(const cpu::Level& level, const Block& block, 
   if (weight.scalar_type() == at::kDouble) {
     level_.convolution_pack_double(conv_, weight.const_data_ptr<double>(), packed);
   } else {
-    level_.convolution_pack_float(conv_, weight.const_data_ptr<float>(), !block.quick, packed);
+    level_.convolution_pack_float(conv_, weight.const_data_ptr<float>(), !block.training, packed);
   }
 }
 

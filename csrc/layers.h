@@ -26,7 +26,7 @@ struct Block {
   std::optional<Affine> before;
   std::optional<Affine> after;
   double slope = 1.0;
-  bool quick = false;  // weights that serve one call: packed in float32
+  bool training = false;  // weights serve one call: packed in float32, in tiles that lose as little as PyTorch does
 };
 
 struct Size {
@@ -76,8 +76,10 @@ class ActivationParameters {
   float slope_;
 };
 
-// The tile, rows and columns, with the least work on a grid of outputs.
-std::pair<int, int> best_tile(const Phases& phases, const Size& grid);
+constexpr int kLargestTile = 16;
+
+// The tile, rows and columns, of at most `largest` outputs, with the least work on a grid of outputs.
+std::pair<int, int> best_tile(const Phases& phases, const Size& grid, int largest = kLargestTile);
 
 // A strided or an upsampling convolution between blocked maps.
 class ConvolutionLayer {

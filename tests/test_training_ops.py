@@ -145,6 +145,29 @@ def test_gradient_of_the_weight(shape, planes, alignment, level):
     judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=WINOGRAD)
 
 
+@pytest.mark.parametrize("blocks", range(1, 6))
+def test_gradients_of_the_papers_layers(blocks):
+    """Within twice PyTorch's own error, the largest and on average: of maps and of weights, either way of a layer.
+
+    At the level of this processor, which is PyTorch's as well.
+    """
+    channels, (bins, frames) = 16 * 2**blocks, (512 // 4 // 2**blocks, 128 // 2**blocks)
+    fine, coarse = torch.rand(4, channels // 2, 2 * bins, 2 * frames), torch.randn(4, channels, bins, frames)
+    weight = scaled(channels, channels // 2, 5, 5, by=channels)
+    maps = training.to_blocks(fine), training.to_blocks(coarse)
+    towards = training.from_blocks(training.conv(maps[0], weight, None, "pytorch"), channels)
+    back = training.upconv(maps[1], None, 0, weight, None, False, "pytorch")
+    of_weight_here = training.weight_gradient(maps[1], None, maps[0], [0, channels, channels // 2], "pytorch")
+    for made, function, arguments in (
+        (towards, down, (fine, weight, None, "pytorch")),
+        (training.from_blocks(back, channels // 2), up, (coarse, weight, None, "pytorch")),
+        (of_weight_here, of_weight, (fine, coarse, "pytorch")),
+    ):
+        judge(made, function, *arguments)
+        truth = function(*(x.double() if isinstance(x, Tensor) else x for x in arguments))
+        assert (made - truth).norm() <= 2 * (function(*arguments) - truth).norm()
+
+
 @pytest.mark.parametrize(("batch", "size"), [(2, 2), (1, 1)])
 def test_gradients_of_small_integers_come_out_whole(batch, size, level):
     coarse, fine = (torch.randint(-2, 3, (batch, 16, size, size)).float() for size in (size, 2 * size))
