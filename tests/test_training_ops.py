@@ -79,7 +79,7 @@ def test_strided_convolution(shape, planes, alignment, level):
         bias = torch.randn(out)
     y = training.conv(x if planes else training.to_blocks(x), weight, bias, alignment)
     assert y.shape == (batch, -(-out // 16), bins, frames, 16)
-    judge(training.from_blocks(y, out), down, x, weight, bias, alignment, times=WINOGRAD)
+    judge(training.from_blocks(y, out), down, x, weight, bias, alignment)
     assert y.permute(0, 2, 3, 1, 4).flatten(3)[..., out:].count_nonzero() == 0
 
 
@@ -95,7 +95,7 @@ def test_transposed_convolution(shape, planes, alignment, level):
     blocks = None if skip is None else training.to_blocks(skip)
     y = training.upconv(training.to_blocks(x), blocks, skips, weight, bias, planes, alignment)
     together = x if skip is None else torch.cat((skip, x), 1)
-    judge(y if planes else training.from_blocks(y, out), up, together, weight, bias, alignment, times=WINOGRAD)
+    judge(y if planes else training.from_blocks(y, out), up, together, weight, bias, alignment)
 
 
 @ALIGNMENTS
@@ -110,7 +110,7 @@ def test_the_mask_and_its_gradients(shape, alignment, level):
 
     inputs = [tensor.requires_grad_() for tensor in (training.to_blocks(x), weight.clone(), bias.clone())]
     made = training.upconv(inputs[0], None, 0, *inputs[1:], True, alignment, sigmoid=True)
-    judge(made.detach(), mask, x, weight, bias, times=WINOGRAD)
+    judge(made.detach(), mask, x, weight, bias)
     gradients = torch.autograd.grad(made, inputs, gradient)
     for i, result in enumerate((training.from_blocks(gradients[0], channels), *gradients[1:])):
 
@@ -118,7 +118,7 @@ def test_the_mask_and_its_gradients(shape, alignment, level):
             inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
             return torch.autograd.grad(mask(*inputs), inputs, gradient)[i]
 
-        judge(result, of, x, weight, bias, gradient, times=WINOGRAD)
+        judge(result, of, x, weight, bias, gradient)
 
 
 def of_weight(fine: Tensor, coarse: Tensor, alignment: str) -> Tensor:
@@ -142,7 +142,8 @@ def test_gradient_of_the_weight(shape, planes, alignment, level):
         [skips, channels, fine_channels],
         alignment,
     )
-    judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=WINOGRAD)
+    few = shape == SHAPES["two rows"]  # pixels, of few channels, whose sums lose less than the transforms of their tiles
+    judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=WINOGRAD if few else 2)
 
 
 @pytest.mark.parametrize("blocks", range(1, 6))
@@ -488,7 +489,7 @@ def gradients(network: UNet, magnitude: Tensor, kernels: bool) -> tuple[Tensor, 
     ],
 )
 def test_a_network_trains_as_in_plain_pytorch(config, channels, changes, level):
-    """Against float64, no gradient is more than a few times as far off as that of PyTorch in float32."""
+    """Against float64, no gradient is more than twice as far off as that of PyTorch in float32."""
     torch.manual_seed(1)
     config = dataclasses.replace(config, channels=channels, dropout_blocks=min(config.dropout_blocks, len(channels)))
     config = dataclasses.replace(config, **changes)
@@ -509,7 +510,7 @@ def test_a_network_trains_as_in_plain_pytorch(config, channels, changes, level):
     assert (mask - true_mask).abs().max() < 1e-5
     for name, gradient in made.items():
         error, own_error = ((g - true[name]).norm() for g in (gradient, own[name]))
-        assert error <= WINOGRAD * own_error + 1e-6 * true[name].norm() + 1e-9, name
+        assert error <= 2 * own_error + 1e-6 * true[name].norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("config", [JANSSON2017.unet, SPLEETER.unet], ids=["jansson2017", "spleeter"])
