@@ -142,7 +142,7 @@ def test_gradient_of_the_weight(shape, planes, alignment, level):
         [skips, channels, fine_channels],
         alignment,
     )
-    few = shape == SHAPES["two rows"]  # pixels, of few channels, whose sums lose less than the transforms of their tiles
+    few = shape == SHAPES["two rows"]  # pixels and channels, whose sums lose less than the transforms of their tiles
     judge(gradient, of_weight, fine, torch.cat((skip, coarse), 1), alignment, times=WINOGRAD if few else 2)
 
 
