@@ -1,6 +1,8 @@
 """The U-Net's blocks as single ops, at every SIMD level of the processor."""
 
+import functools
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -127,9 +129,10 @@ TILES = {  # batch, grid
 
 @UPSAMPLINGS
 @ALIGNMENTS
-@pytest.mark.parametrize("grid", TILES.values(), ids=TILES)
-def test_small_integers_come_out_whole(grid, alignment, upsampling, level):
-    """An index that is wrong anywhere cannot hide in rounding, which is of hundred thousandths there."""
+@pytest.mark.parametrize(("tile", "grid"), TILES.items(), ids=TILES)
+def test_small_integers_come_out_whole(tile, grid, alignment, upsampling, level):
+    """An index that is wrong anywhere cannot hide in rounding: there is none but in tiles of four."""
+    allowed = WHOLE if "4" in tile else 0.0
     batch, bins, frames = grid
     zeros, ones = torch.zeros(5), torch.ones(5)
     weight = torch.randint(-1, 2, (4, 5, 5, 5)).float()
@@ -137,13 +140,14 @@ def test_small_integers_come_out_whole(grid, alignment, upsampling, level):
     x, skip = torch.randint(0, 2, (2, batch, 2, bins, frames)).float()
     y = ops.decoder_block(x, skip, weight, zeros, ones, zeros, alignment=alignment, upsampling=upsampling)
     truth = reference.decoder_block(x, skip, weight, zeros, ones, zeros, True, alignment, upsampling)
-    assert (y - truth).abs().max() < WHOLE
+    assert (y - truth).abs().max() <= allowed
 
     weight = torch.zeros(5, 16, 5, 5)  # as many channels as make it a convolution of blocks, not of planes
     weight[:, ::8] = torch.randint(-1, 2, (5, 2, 5, 5)).float()
     x = torch.randint(0, 2, (batch, 16, 2 * bins, 2 * frames)).float()
     raw, _ = ops.encoder_block(x, weight, zeros, ones, zeros, alignment=alignment)
-    assert (raw - reference.encoder_block(x, weight, zeros, ones, zeros, 0.2, alignment)[0]).abs().max() < WHOLE
+    truth, _ = reference.encoder_block(x, weight, zeros, ones, zeros, 0.2, alignment)
+    assert (raw - truth).abs().max() <= allowed
 
 
 @pytest.mark.parametrize(("alignment", "first"), [("pytorch", 2), ("tensorflow", 1)])
@@ -219,42 +223,41 @@ def test_other_dtypes_run_in_plain_pytorch():
     assert torch.equal(ops.encoder_block(x, *tensors)[0], reference.encoder_block(x, *tensors, 0.2, "pytorch")[0])
 
 
+def every_block(alignment, upsampling, **like) -> Iterator[tuple[str, list[Tensor | None], dict]]:
+    """Name, tensors that want gradients, and options."""
+
+    def wanting(*inputs: Tensor | None) -> list[Tensor | None]:
+        return [None if x is None else x.requires_grad_() for x in inputs]
+
+    x = torch.rand(2, 3, 6, 8, **like)
+    yield "encoder_block", wanting(x, *parameters(3, 4, **like)), {"slope": 0.2, "alignment": alignment}
+    options = {"alignment": alignment, "upsampling": upsampling}
+    for skips, norm_first in ((2, True), (None, False)):
+        inputs = wanting(*decoder_inputs((1, skips, 3, 4, 5, 3), upsampling, **like))
+        yield "decoder_block", inputs, {"norm_first": norm_first, **options}
+        yield "mask_block", inputs[:4], options
+    x = torch.rand(1, 1, 5, 6, **like)
+    yield "dilated_head", wanting(x, *parameters(1, 2, taps=4, **like)[:2]), {}
+
+
 @UPSAMPLINGS
 @ALIGNMENTS
 def test_gradients_are_those_of_the_reference(alignment, upsampling):
-    def check(name: str, *inputs: Tensor | None, **options) -> None:
-        leaves = [x for x in inputs if x is not None]
+    for name, inputs, options in every_block(alignment, upsampling):
         results = []
         for block in (getattr(ops, name), getattr(reference, name)):
-            outputs = block(*[None if x is None else x.requires_grad_() for x in inputs], **options)
+            outputs = block(*inputs, **options)
             last = outputs[-1] if isinstance(outputs, tuple) else outputs  # the encoder's other gets no gradient
+            leaves = [x for x in inputs if x is not None]
             results.append(torch.autograd.grad((last * last.detach().cos()).sum(), leaves))
         torch.testing.assert_close(*results)
-
-    check("encoder_block", torch.rand(2, 3, 6, 8), *parameters(3, 4), slope=0.2, alignment=alignment)
-    options = {"alignment": alignment, "upsampling": upsampling}
-    for skips, norm_first in ((2, True), (None, False)):
-        inputs = decoder_inputs((1, skips, 3, 4, 5, 3), upsampling)
-        check("decoder_block", *inputs, norm_first=norm_first, **options)
-        check("mask_block", *inputs[:4], **options)
-    check("dilated_head", torch.rand(1, 1, 5, 6), *parameters(1, 2, taps=4)[:2])
 
 
 @UPSAMPLINGS
 @ALIGNMENTS
 def test_the_reference_in_double(alignment, upsampling):
-    def check(block, *inputs: Tensor | None, **options) -> None:
-        leaves = [None if x is None else x.requires_grad_() for x in inputs]
-        assert torch.autograd.gradcheck(lambda *x: block(*x, **options), leaves)
-
-    double = {"dtype": torch.float64}
-    check(ops.encoder_block, torch.rand(1, 2, 4, 4, **double), *parameters(2, 2, **double), alignment=alignment)
-    options = {"alignment": alignment, "upsampling": upsampling}
-    for skips, norm_first in ((1, True), (None, False)):
-        inputs = decoder_inputs((1, skips, 1, 2, 2, 3), upsampling, **double)
-        check(ops.decoder_block, *inputs, norm_first=norm_first, **options)
-        check(ops.mask_block, *inputs[:4], **options)
-    check(ops.dilated_head, torch.rand(1, 1, 3, 4, **double), *parameters(1, 2, taps=4, **double)[:2])
+    for name, inputs, options in every_block(alignment, upsampling, dtype=torch.float64):
+        assert torch.autograd.gradcheck(functools.partial(getattr(ops, name), **options), inputs)
 
 
 def test_opcheck():

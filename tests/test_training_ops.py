@@ -169,13 +169,13 @@ def test_gradients_of_the_papers_layers(blocks):
         assert (made - truth).norm() <= 2 * (function(*arguments) - truth).norm()
 
 
-@pytest.mark.parametrize(("batch", "size"), [(2, 2), (1, 1)])
-def test_gradients_of_small_integers_come_out_whole(batch, size, level):
+@pytest.mark.parametrize(("batch", "size", "allowed"), [(2, 2, 0.0), (1, 1, 0.0), (2, 8, WHOLE)])
+def test_gradients_of_small_integers_come_out_whole(batch, size, allowed, level):
     coarse, fine = (torch.randint(-2, 3, (batch, 16, size, size)).float() for size in (size, 2 * size))
     blocks = [training.to_blocks(x) for x in (coarse, fine)]
     for alignment in ("pytorch", "tensorflow"):
         gradient = training.weight_gradient(blocks[0], None, blocks[1], [0, 16, 16], alignment)
-        assert (gradient - of_weight(fine, coarse, alignment)).abs().max() < WHOLE
+        assert (gradient - of_weight(fine, coarse, alignment)).abs().max() <= allowed
 
 
 @pytest.mark.parametrize("number", [1, 3])
